@@ -1,0 +1,105 @@
+"""Noise levels, and network outputs as (x0, eps): every formula is written for a pair (alpha, sigma).
+
+A state is `x_t = alpha_t x_0 + sigma_t eps` (method.md 1). Three paths share all code: VP, where
+`alpha^2 + sigma^2 = 1`; the scaled state of k-diffusion and ComfyUI, `(1, sigma_hat)`; and flow matching,
+`alpha = 1 - sigma`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PREDICTIONS = ("epsilon", "v", "sample", "flow")
+"""epsilon: the noise. sample: x0. v: `(alpha eps - sigma x0) / sqrt(alpha^2 + sigma^2)`. flow: `eps - x0`."""
+
+
+class Level(NamedTuple):
+    """Signal and noise scale, float64 on the CPU: [] for a whole batch, or [B], one per sample."""
+
+    alpha: Tensor
+    sigma: Tensor
+
+    @property
+    def lam(self) -> Tensor:
+        """Half log-SNR, `ln(alpha / sigma)`: +inf where sigma = 0, -inf where alpha = 0."""
+        return self.alpha.log() - self.sigma.log()
+
+    def broadcast(self, x: Tensor) -> Level:
+        """Shaped to multiply `x [B, C, ...]`, on its device, in the type to compute in: at least float32."""
+        return Level(_like(self.alpha, x), _like(self.sigma, x))
+
+
+class Point(NamedTuple):
+    """A time of the model and its level.
+
+    `t` float64, [] or [B]: timestep 0..T-1 (may be fractional) of a discrete schedule, sigma of a flow one.
+    """
+
+    t: Tensor
+    level: Level
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """The type to compute in: the widest of `tensors`, but at least float32."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def _like(scale: Tensor, x: Tensor) -> Tensor:
+    shape = (*scale.shape, *([1] * (x.ndim - 1))) if scale.ndim else ()
+    # copy: a schedule made in inference mode (as ComfyUI does) must not end up in an autograd graph.
+    return scale.reshape(shape).to(device=x.device, dtype=compute_dtype(x), copy=True)
+
+
+def to_x0_eps(kind: str, output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+    """(x0, eps) of a network's `output` for the state `x` at `level`; all [B, C, ...].
+
+    Any path: v and flow divide by `alpha^2 + sigma^2` and `alpha + sigma`, which are 1 on the paths they
+    come from, so that a VP model can also be read in the scaled state. In at least float32, so is the result.
+    ValueError for an unknown kind, for epsilon where alpha = 0, for sample where sigma = 0.
+    """
+    dtype = compute_dtype(x, output)
+    x, output = x.to(dtype), output.to(dtype)
+    alpha, sigma = level.broadcast(x)
+    if kind == "epsilon":
+        if bool((level.alpha == 0).any()):
+            raise ValueError(
+                "an epsilon model says nothing about the picture where alpha = 0 (zero terminal SNR); "
+                "use a v-prediction model, another schedule, or start at an earlier timestep"
+            )
+        return (x - sigma * output) / alpha, output
+    if kind == "sample":
+        if bool((level.sigma == 0).any()):
+            raise ValueError(
+                "a sample model says nothing about the noise where sigma = 0; start above sigma = 0"
+            )
+        return output, (x - alpha * output) / sigma
+    if kind == "v":
+        norm = torch.hypot(alpha, sigma)
+        return (alpha / norm * x - sigma * output) / norm, (sigma / norm * x + alpha * output) / norm
+    if kind == "flow":
+        return (x - sigma * output) / (alpha + sigma), (x + alpha * output) / (alpha + sigma)
+    raise _unknown(kind)
+
+
+def from_x0_eps(kind: str, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
+    """The output of a `kind` network that predicts `x0` and `eps` [B, C, ...]: inverse of `to_x0_eps`."""
+    if kind == "epsilon":
+        return eps
+    if kind == "sample":
+        return x0
+    if kind == "v":
+        alpha, sigma = level.broadcast(x0)
+        return (alpha * eps - sigma * x0) / torch.hypot(alpha, sigma)
+    if kind == "flow":
+        return eps - x0
+    raise _unknown(kind)
+
+
+def _unknown(kind: str) -> ValueError:
+    return ValueError(f"unknown prediction type {kind!r}; known: {', '.join(PREDICTIONS)}")
