@@ -1,0 +1,143 @@
+"""Strategic stochastic sampling, Algorithm 4 (method.md 4): denoise from t_n to s, diffuse back to t_{n+1}.
+
+Algorithm 3, multistep consistency sampling (what LCM does), is the same with gamma = 1: s is the origin.
+gamma = 0 is deterministic: s = t_{n+1}, DDIM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from .levels import Level, Point, compute_dtype
+from .schedules import Schedule
+from .tcf import Denoised, Predict, first_order, multistep, tcf2
+from .timesteps import check_gamma
+
+Order = Literal[1, 2, "multistep"]
+
+
+class Step(NamedTuple):
+    """Denoise from `now` to `down`, then diffuse to `next` (None: no noise is added after this step)."""
+
+    now: Point
+    down: Point
+    next: Point | None
+
+
+Callback = Callable[[int, Step, Tensor, Tensor], None]
+"""`callback(i, step, x, x0)` in step i: the state at `step.now` and the x0 predicted from it."""
+
+
+def plan(
+    schedule: Schedule, times: Sequence[float], gamma: float | Sequence[float], end: str = "official"
+) -> list[Step]:
+    """The steps of Algorithm 4, one per time of `times` (strictly descending, in the model's own time).
+
+    `gamma` in [0, 1]: one for all, or one per step (the last is not used: no noise follows it).
+    `end` of the last step: "official" is the schedule's timestep 0, where a trace of predicted noise stays,
+    as the official scheduler does; "clean" is sigma = 0, x0. Flow schedules end at sigma = 0 either way.
+    ValueError for times or gammas out of range, and for times that do not descend.
+    """
+    if end not in ("official", "clean"):
+        raise ValueError(f"end {end!r} is not 'official' (timestep 0) or 'clean' (sigma 0)")
+    gammas = [gamma] * len(times) if isinstance(gamma, (int, float)) else list(gamma)
+    _check(times, gammas)
+    steps: list[Step] = []
+    for i, t in enumerate(times):
+        if i + 1 == len(times):
+            steps.append(
+                Step(schedule.point(t), schedule.last if end == "official" else schedule.clean, None)
+            )
+        else:
+            next_ = schedule.point(times[i + 1])
+            s = schedule.target(times[i + 1], gammas[i])
+            steps.append(Step(schedule.point(t), schedule.point(s), next_ if s < times[i + 1] else None))
+    return steps
+
+
+def sample(
+    predict: Predict,
+    x: Tensor,
+    steps: Sequence[Step],
+    noise: Callable[[], Tensor],
+    schedule: Schedule | None = None,
+    order: Order = 1,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Algorithm 4: the state `x [B, C, ...]` of `steps[0].now` taken through `steps`; x itself is kept.
+
+    `noise()` returns z ~ N(0, I) like x, and is called only where noise is added: never for gamma = 0.
+    `order` of the denoising sub-step: 1 is TCF(1); 2 is TCF(2), two evaluations a step, and needs `schedule`;
+    "multistep" is second order with one. The result has x's dtype; the arithmetic is at least float32.
+    """
+    dtype, denoise = x.dtype, _denoiser(predict, schedule, order)
+    for i, step in enumerate(steps):
+        x_s, x0, _ = denoise(x, step.now, step.down)
+        if callback is not None:
+            callback(i, step, x, x0)
+        if step.next is not None and bool((transition(step.down.level, step.next.level).sigma > 0).any()):
+            x_s = renoise(x_s, step.down.level, step.next.level, noise())
+        x = x_s.to(dtype)
+    return x
+
+
+def transition(down: Level, next_: Level) -> Level:
+    """The (r, c) of `x_next = r x_s + c z` from level `down` to the noisier `next_` (Algorithm 4), float64.
+
+    r = alpha_next / alpha_s, c = sqrt(sigma_next^2 - r^2 sigma_s^2). ValueError if `down` is the noisier one.
+    """
+    if bool((down.lam < next_.lam).any()):
+        raise ValueError(
+            "noise can only be added: the level to diffuse to is less noisy than the one reached"
+        )
+    r = next_.alpha / down.alpha
+    return Level(r, (next_.sigma**2 - (r * down.sigma) ** 2).clamp(min=0).sqrt())
+
+
+def renoise(x_s: Tensor, down: Level, next_: Level, z: Tensor) -> Tensor:
+    """The diffusing sub-step of Algorithm 4: `x_s [B, C, ...]` from level `down` to `next_`, noise `z`."""
+    r, c = transition(down, next_).broadcast(x_s)
+    return r * x_s + c * z.to(device=x_s.device, dtype=compute_dtype(x_s))
+
+
+def noise_to(schedule: Schedule, t: Tensor | float, x0: Tensor, noise: Tensor) -> Tensor:
+    """The forward process, `alpha_t x0 + sigma_t noise`, in x0's dtype: t [] or [B], x0 [B, C, ...]."""
+    alpha, sigma = schedule.point(t).level.broadcast(x0)
+    return (alpha * x0 + sigma * noise).to(x0.dtype)
+
+
+def _denoiser(
+    predict: Predict, schedule: Schedule | None, order: Order
+) -> Callable[[Tensor, Point, Point], Denoised]:
+    if order == 1:
+        return lambda x, now, down: first_order(predict, x, now, down)
+    if order == 2:
+        if schedule is None:
+            raise ValueError("order 2 needs the schedule, to find the midpoint of each step; pass schedule=")
+        return lambda x, now, down: tcf2(predict, x, now, down, schedule)
+    if order != "multistep":
+        raise ValueError(f"order {order!r} is not 1, 2 or 'multistep'")
+    previous: tuple[Point, Tensor] | None = None
+
+    def denoise(x: Tensor, now: Point, down: Point) -> Denoised:
+        nonlocal previous
+        result = multistep(predict, x, now, down, previous)
+        previous = now, result.x0
+        return result
+
+    return denoise
+
+
+def _check(times: Sequence[float], gammas: Sequence[float]) -> None:
+    if not times:
+        raise ValueError("no times to sample at; give at least one")
+    if any(b >= a for a, b in pairwise(times)):
+        raise ValueError(f"times must be strictly descending, got {list(times)}")
+    if len(gammas) != len(times):
+        raise ValueError(f"{len(gammas)} values of gamma for {len(times)} steps; give one, or one per step")
+    for gamma in gammas:
+        check_gamma(gamma)

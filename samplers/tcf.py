@@ -1,0 +1,98 @@
+"""The trajectory consistency function f(x_t, t, s) -> x_s, Definition (17), in its forms (method.md 2).
+
+The teacher's solver step, the student's map and the sampler's denoising sub-step are all these functions.
+They take points [] or [B] (one time per sample), and compute and return at least float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .levels import Level, Point, compute_dtype
+from .schedules import Schedule
+
+Predict = Callable[[Tensor, Point, Point], tuple[Tensor, Tensor]]
+"""`predict(x, now, target) -> (x0, eps)`: one evaluation of a network; only TCF(S+) (24) uses `target`."""
+
+
+class Denoised(NamedTuple):
+    """x_s, and the prediction (x0, eps) at the state that was given; all [B, C, ...]."""
+
+    x: Tensor
+    x0: Tensor
+    eps: Tensor
+
+
+def tcf1(x0: Tensor, eps: Tensor, down: Level) -> Tensor:
+    """x_s of TCF(1), Eq. 21, as `alpha_s x0 + sigma_s eps`: the same map, DDIM, but finite at sigma_s = 0.
+
+    x0, eps [B, C, ...]; `down` the level of s. Local error O(h^2).
+    """
+    alpha, sigma = down.broadcast(x0)
+    return alpha * x0 + sigma * eps
+
+
+def first_order(predict: Predict, x: Tensor, now: Point, down: Point) -> Denoised:
+    """f(x, t -> s) by TCF(1), one evaluation: `x [B, C, ...]` at level `now`, the result at level `down`."""
+    x0, eps = predict(x, now, down)
+    return Denoised(_boundary(tcf1(x0, eps, down.level), x, now, down), x0, eps)
+
+
+def tcf2(predict: Predict, x: Tensor, now: Point, down: Point, schedule: Schedule) -> Denoised:
+    """f(x, t -> s) by TCF(2), Eq. 22, two evaluations: eps of the midpoint in lam instead of that of t.
+
+    Local error O(h^3). TCF(1) where there is no midpoint: sigma_s = 0 or alpha_t = 0.
+    """
+    first = first_order(predict, x, now, down)
+    lam_t, lam_s = torch.broadcast_tensors(now.level.lam, down.level.lam)
+    exists = torch.isfinite(lam_t) & torch.isfinite(lam_s) & (lam_t != lam_s)
+    if not bool(exists.any()):
+        return first
+    # Rows without a midpoint get a harmless one (sigma = 0 and alpha = 0 would make nan of their gradients).
+    middle = schedule.at_lam(torch.where(exists, (lam_t + lam_s) / 2, 0.0))
+    x_u = tcf1(first.x0, first.eps, middle.level)
+    _, eps_u = predict(x_u.to(x.dtype), middle, down)
+    alpha_t, sigma_t = Level(torch.where(exists, now.level.alpha, 1.0), now.level.sigma).broadcast(first.x)
+    x_s = tcf1((x - sigma_t * eps_u) / alpha_t, eps_u, down.level)
+    return first._replace(x=torch.where(_rows(exists, x), x_s, first.x))
+
+
+def multistep(
+    predict: Predict, x: Tensor, now: Point, down: Point, previous: tuple[Point, Tensor] | None
+) -> Denoised:
+    """f(x, t -> s), second order, one evaluation: x0 extrapolated from `previous`, the last step's (now, x0).
+
+    x0 is taken as linear in lam, its value in the middle of the step enters Eq. 21 (DPM-Solver++(2M), arXiv
+    2211.01095). Error over a fixed interval O(h^2). TCF(1) in the first step and where a lam is infinite.
+    Meant for small gamma: at gamma = 1 every step goes to the origin, and the extrapolation is far.
+    """
+    first = first_order(predict, x, now, down)
+    if previous is None:
+        return first
+    h = down.level.lam - now.level.lam
+    h_previous = now.level.lam - previous[0].level.lam
+    weight = torch.nan_to_num(h / (2 * h_previous), nan=0.0, posinf=0.0, neginf=0.0)
+    if not bool(weight.any()):
+        return first
+    x0 = first.x0 + _rows(weight, first.x) * (first.x0 - previous[1])
+    alpha_t, sigma_t = now.level.broadcast(first.x)
+    x_s = tcf1(x0, (x - alpha_t * x0) / sigma_t, down.level)
+    return first._replace(x=torch.where(_rows(weight, x) != 0, x_s, first.x))
+
+
+def _boundary(x_s: Tensor, x: Tensor, now: Point, down: Point) -> Tensor:
+    """f(x, s, s) = x exactly (27): the x0/eps form gives it to rounding only."""
+    same = (now.level.alpha == down.level.alpha) & (now.level.sigma == down.level.sigma)
+    return torch.where(_rows(same, x), x.to(x_s.dtype), x_s) if bool(same.any()) else x_s
+
+
+def _rows(values: Tensor, x: Tensor) -> Tensor:
+    """[] or [B] to the shape that broadcasts against `x [B, C, ...]`; numbers in the type to compute in."""
+    shape = (*values.shape, *([1] * (x.ndim - 1))) if values.ndim else ()
+    return values.reshape(shape).to(
+        x.device, values.dtype if values.dtype == torch.bool else compute_dtype(x)
+    )
