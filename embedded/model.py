@@ -1,0 +1,125 @@
+"""The embedded model: words -> tokens, pictures <-> latents, and the UNet between, as one safetensors file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..samplers import DiscreteSchedule, Point, Predict, to_x0_eps
+from ..training.backbone import Cond
+from ..training.checkpoint import load_tensors, save_tensors
+from .avatars import SLOTS, Labels
+from .prompts import parse_all
+from .unet import UNet, UNetConfig
+
+WEIGHTS = Path(__file__).parent / "weights"
+TEACHER = WEIGHTS / "teacher.safetensors"
+
+PATCH = 4  # a latent pixel is a 4x4 block of the picture: 16x16x3 -> 4x4x48
+LATENT = (3 * PATCH**2, 4, 4)
+MEAN = (0.41, 0.30, 0.16)  # of the data in [-1, 1], by channel: SD's last alpha is not 0, so the mean would leak
+PREDICTION = "v"
+
+CONFIG = UNetConfig(channel_mult=(1, 1), num_res_blocks=2)
+
+
+class TextEncoder(nn.Module):
+    """A table: each value of each slot, "unspecified" included, has its own token."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        sizes = torch.tensor([len(slot.phrases) + 1 for slot in SLOTS])
+        self.first = (sizes.cumsum(0) - sizes).tolist()
+        self.embedding = nn.Embedding(int(sizes.sum()), dim)
+
+    def forward(self, labels: Tensor) -> dict[str, Tensor]:
+        """`labels [B, 9]` slot values; `context [B, 9, 96]`, a token a slot, and `pooled [B, 864]`, the same in a row (SDXL's y)."""
+        context = self.embedding(labels + torch.tensor(self.first, device=labels.device))
+        return {"context": context, "pooled": context.flatten(1)}
+
+
+class EmbeddedModel(nn.Module):
+    """Teacher and student live in here: the student is this network with a LoRA switched on."""
+
+    def __init__(self, config: UNetConfig = CONFIG) -> None:
+        super().__init__()
+        self.config = config
+        self.unet = UNet(config)
+        self.text = TextEncoder(config.context_dim)
+        self.told: Callable[[Predict], Predict] | None = None  # set where the network is a TCF(S+) student
+        self.schedule = DiscreteSchedule.from_betas("scaled_linear", 0.00085, 0.012, 1000)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def encode_labels(self, labels: Labels | Tensor) -> dict[str, Tensor]:
+        encoded: dict[str, Tensor] = self.text(torch.as_tensor(labels, device=self.device))
+        return encoded
+
+    def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Encode word prompts; ValueError names an unknown word."""
+        return self.encode_labels(parse_all(prompts))
+
+    def unconditional(self) -> dict[str, Tensor]:
+        """The empty prompt, `[1, ...]`."""
+        return self.encode_labels(torch.zeros(1, len(SLOTS), dtype=torch.long))
+
+    # What the trainer asks of a network (training.backbone.Backbone).
+    latent_shape = LATENT
+
+    @property
+    def network(self) -> nn.Module:
+        return self.unet
+
+    def predictor(self, cond: Cond) -> Predict:
+        """The network as the samplers see it: `(x [B, 48, 4, 4], now, target) -> (x0, eps)`."""
+
+        def predict(x: Tensor, now: Point, target: Point) -> tuple[Tensor, Tensor]:
+            t = now.t.to(x.device).expand(len(x))
+            return to_x0_eps(PREDICTION, self.unet(x, t, cond["context"], cond["pooled"]), x, now.level)
+
+        return predict
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return to_images(latents)
+
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """One file in half precision, the UNet under SD's own prefix."""
+        tensors = {f"model.diffusion_model.{k}": v.half() for k, v in self.unet.state_dict().items()}
+        tensors |= {f"text.{k}": v.half() for k, v in self.text.state_dict().items()}
+        config = {k: str(v) for k, v in asdict(self.config).items()}
+        save_tensors(path, tensors, {**config, **metadata})
+
+    @classmethod
+    def load(cls, path: Path = TEACHER) -> EmbeddedModel:
+        """The shipped teacher, in float32 on the CPU, without gradients."""
+        if not path.is_file():
+            raise FileNotFoundError(f"teacher: {path} is missing; `tcd embedded train-teacher` makes one")
+        tensors = {k: v.float() for k, v in load_tensors(path)[0].items()}
+        model = cls()
+        model.unet.load_state_dict(_under(tensors, "model.diffusion_model."))
+        model.text.load_state_dict(_under(tensors, "text."))
+        return model.eval().requires_grad_(False)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def to_latents(images: Tensor) -> Tensor:
+    """uint8 pictures `[B, 16, 16, 3]` to latents `[B, 48, 4, 4]`: [-1, 1], mean removed, 4x4 blocks as channels. Exact."""
+    x = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    x = x - torch.tensor(MEAN, device=x.device)[:, None, None]
+    return nn.functional.pixel_unshuffle(x, PATCH)
+
+
+def to_images(latents: Tensor) -> Tensor:
+    """Latents to uint8 pictures, clamped."""
+    x = nn.functional.pixel_shuffle(latents.float(), PATCH)
+    x = x + torch.tensor(MEAN, device=x.device)[:, None, None]
+    return ((x + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -1,0 +1,72 @@
+"""What the trainer needs to know of a network. ComfyUI's, diffusers' and the embedded model each come as one of these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..samplers import Level, Point, Predict, Schedule
+
+Cond = Mapping[str, Tensor]
+"""An encoded batch of prompts: tensors by name, batch first (tokens, pooled text, sizes, ...)."""
+
+Prediction = tuple[Tensor, Tensor]
+"""`(x0, eps)`, each `[B, ...]` like the state."""
+
+
+class Backbone(Protocol):
+    """One network, its schedule and its latents. The LoRA goes into `network`; teacher and student are the same object."""
+
+    network: nn.Module
+    schedule: Schedule
+    latent_shape: tuple[int, ...]
+
+    def predictor(self, cond: Cond) -> Predict:
+        """One evaluation under `cond`: `(x [B, ...], now, target) -> (x0, eps)`."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to uint8 pictures `[B, H, W, 3]`, for previews."""
+        ...
+
+
+def take(cond: Cond, index: Tensor | slice) -> dict[str, Tensor]:
+    """Some rows of a batch of prompts."""
+    return {name: value[index] for name, value in cond.items()}
+
+
+def repeat(cond: Cond, count: int) -> dict[str, Tensor]:
+    """One prompt `[1, ...]` for a whole batch."""
+    return {name: value.expand(count, *value.shape[1:]) for name, value in cond.items()}
+
+
+def concat(conds: Sequence[Cond]) -> dict[str, Tensor]:
+    """Batches of prompts, one after the other; all need the same names and the same lengths of text."""
+    first = conds[0]
+    if any(set(c) != set(first) for c in conds):
+        raise ValueError(f"conditionings differ in kind: {sorted({tuple(sorted(c)) for c in conds})}; encode all of them the same way")
+    return {name: torch.cat([c[name] for c in conds]) for name in first}
+
+
+def size(cond: Cond) -> int:
+    """Rows in a batch of prompts."""
+    return len(next(iter(cond.values())))
+
+
+def cond_and_uncond(
+    backbone: Backbone, cond: Cond, uncond: Cond, x: Tensor, now: Point, target: Point
+) -> tuple[Prediction, Prediction]:
+    """Both predictions of the teacher in one forward of 2B rows."""
+    predict = backbone.predictor(concat([cond, uncond]))
+    x0, eps = predict(torch.cat([x, x]), twice(now), twice(target))
+    (x0_c, x0_u), (eps_c, eps_u) = x0.chunk(2), eps.chunk(2)
+    return (x0_c, eps_c), (x0_u, eps_u)
+
+
+def twice(point: Point) -> Point:
+    """The times of a doubled batch."""
+    t, alpha, sigma = (a if a.ndim == 0 else torch.cat([a, a]) for a in (point.t, *point.level))
+    return Point(t, Level(alpha, sigma))

@@ -1,0 +1,241 @@
+"""The distillation loop, top to bottom: batch, loss, step, averages, report. Everything else is called, nothing is hidden.
+
+    with student_on(backbone, config) as student:
+        distill(config, student, source, folder)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..samplers import Point, Predict
+from .backbone import Backbone, Cond, repeat
+from .config import DistillConfig
+from .lora import Lora, injected, save_lora
+from .objective import Batch, TimeGrid, draw_times, guided, solver_step, tcd_loss, teacher_predictor
+from .pairs import Pairs, Source, generator
+from .report import Log, Progress, Validation, write_png
+from .splus import PREFIX, TargetEmbedding, attached
+from .state import State
+
+CHECKPOINT = "checkpoint.safetensors"
+LORA = "lora.safetensors"
+BEST = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class Student:
+    """A network with its adapters in: teacher and student in one."""
+
+    backbone: Backbone
+    lora: Lora
+    embedding: TargetEmbedding | None
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All that is trained, by name."""
+        named = self.lora.parameters()
+        if self.embedding is not None:
+            named |= {PREFIX + k: p for k, p in self.embedding.named_parameters()}
+        return named
+
+    def predictor(self, cond: Cond) -> Predict:
+        """One evaluation of the student."""
+        predict = self.backbone.predictor(cond)
+        return predict if self.embedding is None else self.embedding.told(predict)
+
+
+@contextmanager
+def student_on(backbone: Backbone, config: DistillConfig) -> Iterator[Student]:
+    """Adapters in, whatever happens adapters out: the base leaves as it came, bit for bit."""
+    with injected(backbone.network, config.rank, config.alpha, config.targets, config.seed) as lora:
+        if config.student == "tcfs":
+            torch.manual_seed(config.seed)
+            with attached(backbone.network) as embedding:
+                yield Student(backbone, lora, embedding)
+        else:
+            yield Student(backbone, lora, None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `steps` done, files, the last loss and validation figure, the best figure and its step."""
+
+    steps: int
+    loss: float
+    validation: float | None
+    best: float | None
+    best_step: int | None
+
+
+def distill(
+    config: DistillConfig,
+    student: Student,
+    source: Source,
+    uncond: Cond,
+    grid: TimeGrid,
+    folder: Path,
+    *,
+    validation: Validation | None = None,
+    metadata: Mapping[str, str] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+    quiet: bool = False,
+) -> Outcome:
+    """Train `student` (its LoRA, and the embedding of s if it has one) and write LoRAs and checkpoints into `folder`.
+
+    A folder that holds a checkpoint of the same settings is resumed, with the weights that an unbroken run would have.
+    `on_step(step, loss)` may raise to stop (an interrupt of the host): a checkpoint and a LoRA are kept.
+    Raises ValueError for a loss that is not finite, and for a folder with other settings.
+    """
+    trained = student.parameters()
+    average = {k: p.detach().clone() for k, p in trained.items()}
+    target = {k: p.detach().clone() for k, p in trained.items()} if config.target == "ema" else None
+    optimizer = torch.optim.AdamW(
+        list(trained.values()), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    state = State(folder / CHECKPOINT, config, trained, average, target, optimizer)
+    start, best, best_step = state.load()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.toml").write_text(config.as_toml(), "utf-8")
+    log = Log(folder / "log.jsonl", start)
+    bar = Progress(config.steps, start)
+    total = config.batch * config.accumulation
+    info = {**(metadata or {}), **{f"tcd.{k}": json.dumps(v) for k, v in config.as_dict().items()}}
+    loss, figure = math.nan, None
+    whole: int | None = start  # steps that the weights stand for; None while they are being changed
+    try:
+        for step in range(start, config.steps):
+            # Batch. Every choice is a function of (seed, step); micro-batches are slices of one draw.
+            optimizer.zero_grad(set_to_none=True)
+            losses: list[Tensor] = []
+            for first in range(0, total, config.batch):
+                part = slice(first, first + config.batch)
+                pairs = source.batch(step, total, part)
+                draw = draw_times(grid, config, pairs.n, generator(config.seed, 1, step, first))
+                x_prev = teacher_step(student, pairs, uncond, draw.w, grid, config)
+
+                # Loss. Teacher, then target, then student: nothing else runs while the student's graph is alive.
+                predict = student.predictor(pairs.cond)
+                behind = averaged(predict, trained, target) if target is not None else predict
+                each = tcd_loss(predict, behind, Batch(pairs.x, x_prev, draw, pairs.cond), grid, config)
+                (each.mean() / config.accumulation).backward()
+                losses.append(each.detach().mean())
+
+            # Step.
+            whole = None
+            norm = torch.nn.utils.clip_grad_norm_(trained.values(), config.clip)
+            loss = torch.stack(losses).mean().item()
+            if not math.isfinite(loss) or not math.isfinite(norm.item()):
+                raise ValueError(
+                    f"loss {loss} with gradient norm {norm.item()} at step {step + 1}: the run diverged. Lower learning_rate "
+                    f"(now {config.learning_rate}) or w_max; the last good checkpoint is {folder / CHECKPOINT}"
+                )
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step)
+            optimizer.step()
+
+            # Averages: of the target network, and of what will be sampled from.
+            with torch.no_grad():
+                ahead = list(trained.values())
+                if target is not None:
+                    torch._foreach_lerp_(list(target.values()), ahead, 1 - config.target_decay)
+                decay = min(config.average, (1 + step) / (10 + step)) if config.average else 0.0
+                torch._foreach_lerp_(list(average.values()), ahead, 1 - decay)
+
+            # Report.
+            whole = done = step + 1
+            record = {"step": done, "loss": loss, "norm": norm.item(), "lr": learning_rate(config, step)}
+            if validation is not None and (done % config.validate_every == 0 or done == config.steps):
+                figures = validate(student, validation, trained, average, folder / f"step-{done:06d}.png")
+                figure = figures["validation"]
+                record |= figures
+                if best is None or figure < best:
+                    best, best_step = figure, done
+                    save(folder / BEST, average, config, {**info, "tcd.step": str(done), "tcd.validation": f"{figure:.6f}"})
+            log.write(**record)
+            if not quiet:
+                bar.show(done, loss, total)
+            if on_step is not None:
+                on_step(done, loss)
+            if done % config.save_every == 0 or done == config.steps:
+                state.save(done, best, best_step)
+    except BaseException:
+        # An interrupt, a full disk, a diverged run: keep what is whole, and say what happened.
+        if whole is not None and whole > start:
+            state.save(whole, best, best_step)
+            save(folder / LORA, average, config, {**info, "tcd.step": str(whole)})
+        raise
+    save(folder / LORA, average, config, {**info, "tcd.step": str(config.steps)})
+    return Outcome(config.steps, loss, figure, best, best_step)
+
+
+def learning_rate(config: DistillConfig, step: int) -> float:
+    """Linear warm-up, then constant or a cosine to 0."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    if config.decay == "constant":
+        return config.learning_rate
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.no_grad()
+def teacher_step(student: Student, pairs: Pairs, uncond: Cond, w: Tensor, grid: TimeGrid, config: DistillConfig) -> Tensor:
+    """The teacher's guided step `t -> t'`: arithmetic where its predictions are cached, a forward with the adapters off else."""
+    now, prev = grid.at(pairs.n), grid.at(pairs.n - 1)
+    if pairs.teacher is not None:
+        cached = guided(*pairs.teacher, w)
+        return solver_step(lambda x, now, target: cached, pairs.x, now, prev, "ddim", grid.schedule)
+    with student.lora.off():
+        predict = teacher_predictor(student.backbone, pairs.cond, repeat(uncond, len(pairs.x)), w)
+        return solver_step(predict, pairs.x, now, prev, config.solver, grid.schedule)
+
+
+@contextmanager
+def swapped(trained: Mapping[str, nn.Parameter], other: Mapping[str, Tensor]) -> Iterator[None]:
+    """The network with `other` in place of its trained weights; storage changes hands, nothing is copied."""
+    mine = {k: p.data for k, p in trained.items()}
+    try:
+        for k, p in trained.items():
+            p.data = other[k]
+        yield
+    finally:
+        for k, p in trained.items():
+            p.data = mine[k]
+
+
+def averaged(predict: Predict, trained: Mapping[str, nn.Parameter], other: Mapping[str, Tensor]) -> Predict:
+    """`predict` with an average of the weights: theta-minus as EMA."""
+
+    def with_average(x: Tensor, now: Point, target: Point) -> tuple[Tensor, Tensor]:
+        with swapped(trained, other):
+            return predict(x, now, target)
+
+    return with_average
+
+
+@torch.no_grad()
+def validate(
+    student: Student, validation: Validation, trained: Mapping[str, nn.Parameter], average: Mapping[str, Tensor], path: Path
+) -> dict[str, float]:
+    """Figures and picture of the averaged student beside the teacher."""
+    with student.lora.off():
+        validation.teacher()
+    with swapped(trained, average):
+        students = validation.student(student.predictor(validation.prompts))
+    write_png(path, validation.picture(students))
+    return validation.figure(students)
+
+
+def save(path: Path, average: Mapping[str, Tensor], config: DistillConfig, metadata: Mapping[str, str]) -> None:
+    """The LoRA (and the embedding of s) of `average` as a file that loaders read."""
+    factors = {k: v for k, v in average.items() if not k.startswith(PREFIX)}
+    extra = {k: v for k, v in average.items() if k.startswith(PREFIX)}
+    save_lora(path, factors, config.alpha, metadata, extra)

@@ -1,0 +1,170 @@
+"""LoRA by peft on a network that stays whole: put in, switched off for the teacher, taken out again without a trace.
+
+Files hold kohya's keys (`lora_unet_<module with underscores>.lora_down.weight`, `.lora_up.weight`, `.alpha`), which
+ComfyUI, diffusers and A1111 read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import load_tensors, save_tensors
+
+ADAPTER = "tcd"
+PREFIX = "lora_unet_"
+
+# The first and last layers and the embeddings of time and size stay as they are, as in the published LCM and TCD LoRAs.
+_KEPT = re.compile(r"^(input_blocks\.0\.|out\.|time_embed|label_emb|time_embedding|add_embedding|conv_in|conv_out)")
+_ATTENTION = re.compile(r"(^|\.)(to_q|to_k|to_v|to_out\.0)$")
+
+
+def target_layers(network: nn.Module, targets: str) -> list[str]:
+    """Full names of the layers to adapt: every Linear and Conv2d inside the blocks (`all`), without convolutions (`linear`),
+    or the attention projections (`attention`). By class, so that a host's own subclasses count."""
+    kinds = (nn.Linear,) if targets != "all" else (nn.Linear, nn.Conv2d)
+    names = [n for n, m in network.named_modules() if isinstance(m, kinds) and not _KEPT.match(n)]
+    if targets == "attention":
+        names = [n for n in names if _ATTENTION.search(n)]
+    if not names:
+        raise ValueError(f"targets = {targets!r} matches no layer of {type(network).__name__}; choose all or linear")
+    return names
+
+
+def check_rank(network: nn.Module, names: list[str], rank: int) -> None:
+    """Refuse a rank that a layer cannot have: beyond its smaller side the factors only waste memory."""
+    for name in names:
+        weight = network.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        room = min(weight.shape[0], weight[0].numel())
+        if rank > room:
+            raise ValueError(f"rank {rank} is larger than layer {name} ({room}); lower rank to {room} or choose other targets")
+
+
+class Lora:
+    """The adapters of one network. Make it with `injected`, which also takes them out."""
+
+    def __init__(self, network: nn.Module, layers: dict[str, Any], alpha: float) -> None:
+        self.network = network
+        self.layers = layers
+        self.alpha = alpha
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable factors by name: `<layer>.lora_down`, `<layer>.lora_up`, in the order of the network."""
+        named: dict[str, nn.Parameter] = {}
+        for name, layer in self.layers.items():
+            named[f"{name}.lora_down"] = layer.lora_A[ADAPTER].weight
+            named[f"{name}.lora_up"] = layer.lora_B[ADAPTER].weight
+        return named
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The teacher: the network without its adapters. Gradient flags are left alone (peft's own switch flips them)."""
+        before = [layer._disable_adapters for layer in self.layers.values()]
+        try:
+            for layer in self.layers.values():
+                layer._disable_adapters = True
+            yield
+        finally:
+            for layer, was in zip(self.layers.values(), before, strict=True):
+                layer._disable_adapters = was
+
+
+@contextmanager
+def injected(network: nn.Module, rank: int, alpha: float, targets: str, seed: int) -> Iterator[Lora]:
+    """Put LoRA layers into `network`, and take them out whatever happens. Up-factors start at zero: the student is the teacher.
+
+    Raises ValueError for a rank larger than a layer, or when another adapter is in there already.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    if getattr(network, "peft_config", None) is not None:
+        raise ValueError(f"{type(network).__name__} has peft adapters already; unload them first")
+    names = target_layers(network, targets)
+    check_rank(network, names, rank)
+    wanted = {n: p.requires_grad for n, p in network.named_parameters()}
+    originals = {n: network.get_submodule(n) for n in names}
+    pattern = "^(" + "|".join(map(re.escape, names)) + ")$"
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern, bias="none")  # pyright: ignore
+    try:
+        network.requires_grad_(False)
+        inject_adapter_in_model(config, network, ADAPTER)
+        layers = {n: network.get_submodule(n) for n in names}
+        lora = Lora(network, layers, alpha)
+        _initialise(lora, seed)
+        yield lora
+    finally:
+        for name, module in originals.items():
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, module)
+        if hasattr(network, "peft_config"):
+            del network.peft_config
+        for n, p in network.named_parameters():
+            p.requires_grad_(wanted[n])
+            p.grad = None
+
+
+def _initialise(lora: Lora, seed: int) -> None:
+    """Factors in float32 whatever the base's dtype (small updates round away in bf16), from the run's own seed."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in lora.parameters().items():
+        parameter.data = parameter.data.float()
+        if name.endswith("lora_down"):
+            bound = 1.0 / parameter[0].numel() ** 0.5  # kaiming_uniform with a = sqrt(5), torch's own for linear layers
+            parameter.data.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+
+
+def lora_tensors(named: Mapping[str, Tensor], alpha: float, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+    """Kohya's keys for factors under the names of `Lora.parameters`."""
+    out: dict[str, Tensor] = {}
+    for name, value in named.items():
+        layer, _, factor = name.rpartition(".")
+        key = PREFIX + layer.replace(".", "_")
+        out[f"{key}.{factor}.weight"] = value.detach().to(dtype)
+        out[f"{key}.alpha"] = torch.tensor(alpha)
+    return out
+
+
+def save_lora(path: Path, named: Mapping[str, Tensor], alpha: float, metadata: Mapping[str, str], extra: Mapping[str, Tensor]) -> None:
+    """A LoRA file with its metadata; `extra` holds what else the student needs (the embedding of s). An all-zero LoRA is refused."""
+    ups = [v for k, v in named.items() if k.endswith("lora_up")]
+    if not any(bool(v.any()) for v in ups):
+        raise ValueError(f"{path}: every lora_up is zero, so nothing was learnt; raise steps or learning_rate")
+    save_tensors(path, {**lora_tensors(named, alpha), **{k: v.half() for k, v in extra.items()}}, metadata)
+
+
+def load_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a kohya-keyed LoRA file."""
+    tensors, metadata = load_tensors(path)
+    if not any(k.endswith(".lora_down.weight") for k in tensors):
+        raise ValueError(f"{path}: no LoRA keys (`...lora_down.weight`) in this file")
+    return tensors, metadata
+
+
+@torch.no_grad()
+def merge_lora(network: nn.Module, tensors: Mapping[str, Tensor], strength: float = 1.0) -> int:
+    """Add `strength alpha / rank up down` to the weights of `network`, in place; returns the number of layers.
+
+    Raises ValueError if the file names a layer that the network does not have: it was made for another model.
+    """
+    layers = {PREFIX + n.replace(".", "_"): m for n, m in network.named_modules()}
+    count = 0
+    for key, down in tensors.items():
+        if not key.endswith(".lora_down.weight"):
+            continue
+        base = key.removesuffix(".lora_down.weight")
+        weight = getattr(layers.get(base), "weight", None)
+        up = tensors[f"{base}.lora_up.weight"].float()
+        if not isinstance(weight, Tensor) or weight.shape[0] != up.shape[0]:
+            raise ValueError(f"LoRA key {base!r} fits no layer of {type(network).__name__}: the file is for another model")
+        scale = strength * float(tensors.get(f"{base}.alpha", torch.tensor(down.shape[0]))) / down.shape[0]
+        delta = up.flatten(1) @ down.float().flatten(1)
+        weight += (scale * delta).reshape(weight.shape).to(weight)
+        count += 1
+    return count

@@ -1,0 +1,178 @@
+"""Where training states come from: the teacher's own trajectories (prompts only), or cached latents of real pictures.
+
+Both hand out `Pairs`: states `x_t` at grid index n, with their prompts, and for cached trajectories the teacher's two
+predictions, so that the guidance w and the target s stay free each time a pair is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..samplers import Level, tcf1
+from .backbone import Backbone, Cond, Prediction, cond_and_uncond, repeat, size, take
+from .checkpoint import load_tensors, save_tensors
+from .objective import TimeGrid, guided
+
+COND = "cond."
+
+
+class Pairs(NamedTuple):
+    """A batch of states: `x [B, ...]` at `t = g_n`; `teacher` is None where it still has to be asked."""
+
+    x: Tensor
+    n: Tensor
+    cond: Cond
+    teacher: tuple[Prediction, Prediction] | None
+
+
+class Source(Protocol):
+    """Batches as a function of (seed, step): a resumed run sees what the first would have seen.
+
+    `total` samples make an optimizer step; `part` are those wanted now (a micro-batch, or one process's share).
+    """
+
+    def batch(self, step: int, total: int, part: slice) -> Pairs: ...
+
+
+def generator(*key: int) -> torch.Generator:
+    """A CPU generator that is a function of the given numbers alone."""
+    mixed = 0
+    for part in key:
+        mixed = (mixed * 0x9E3779B97F4A7C15 + part + 0x632BE59BD9B4E019) % 2**64
+        mixed = (mixed ^ (mixed >> 31)) * 0xBF58476D1CE4E5B9 % 2**64
+    return torch.Generator().manual_seed(mixed % 2**63)
+
+
+@torch.no_grad()
+def roll_out(backbone: Backbone, cond: Cond, uncond: Cond, grid: TimeGrid, w: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    """The guided teacher's DDIM trajectories over the whole grid, from `noise [T, ...]`, with guidance `w [T]`.
+
+    Each of the N steps of a trajectory is one pair: returns `x`, `x0_c`, `x0_uncond` `[T N, ...]`, `n` and `row [T N]`.
+    x0 is what is kept: with x it gives eps, also where alpha is 0 and eps would not give x0.
+    """
+    x, rows = noise, torch.arange(len(noise))
+    empty = repeat(uncond, len(noise))
+    kept: dict[str, list[Tensor]] = {"x": [], "x0_c": [], "x0_uncond": [], "n": [], "row": []}
+    for n in range(grid.n, 0, -1):
+        now, down = grid.at(torch.tensor(n)), grid.at(torch.tensor(n - 1))
+        on, off = cond_and_uncond(backbone, cond, empty, x, now, down)
+        for name, value in (("x", x), ("x0_c", on[0]), ("x0_uncond", off[0]), ("n", torch.full_like(rows, n)), ("row", rows)):
+            kept[name].append(value)
+        x = tcf1(*guided(on, off, w), down.level)
+    return {name: torch.cat(values) for name, values in kept.items()}
+
+
+class Trajectories:
+    """Data-free pairs, made a shard at a time as the run needs them, and kept as files so that a resume costs nothing."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompts: Cond,
+        uncond: Cond,
+        grid: TimeGrid,
+        folder: Path,
+        *,
+        seed: int,
+        trajectories: int,
+        reuse: int,
+        w_range: tuple[float, float],
+        keep_teacher: bool = True,
+    ) -> None:
+        if size(prompts) == 0:
+            raise ValueError("the prompt list is empty; give at least one prompt")
+        self.backbone, self.prompts, self.uncond, self.grid = backbone, prompts, uncond, grid
+        self.folder, self.seed, self.trajectories, self.reuse = folder, seed, trajectories, reuse
+        self.w_range, self.keep_teacher = w_range, keep_teacher
+        self._held: tuple[int, dict[str, Tensor]] | None = None
+
+    def batch(self, step: int, total: int, part: slice) -> Pairs:
+        per_shard = self.trajectories * self.grid.n
+        uses = per_shard * self.reuse // total  # whole steps a shard serves
+        if uses == 0:
+            raise ValueError(f"a shard holds {per_shard} pairs, less than one step of {total}; raise trajectories")
+        shard, turn = divmod(step, uses)
+        data = self._shard(shard)
+        order = torch.cat([torch.randperm(per_shard, generator=generator(self.seed, 11, shard, r)) for r in range(self.reuse)])
+        pick = order[turn * total : (turn + 1) * total][part]
+        x, n = data["x"][pick], data["n"][pick]
+        cond = take(self.prompts, self._prompts_of(shard)[data["row"][pick]])
+        if not self.keep_teacher:
+            return Pairs(x, n, cond, None)
+        now = self.grid.at(n).level
+        on, off = data["x0_c"][pick], data["x0_uncond"][pick]
+        return Pairs(x, n, cond, ((on, eps_of(x, on, now)), (off, eps_of(x, off, now))))
+
+    def _prompts_of(self, shard: int) -> Tensor:
+        """Which prompt each trajectory of a shard follows."""
+        count = size(self.prompts)
+        rounds = -(-self.trajectories // count)
+        orders = [torch.randperm(count, generator=generator(self.seed, 12, shard, r)) for r in range(rounds)]
+        return torch.cat(orders)[: self.trajectories]
+
+    def _shard(self, shard: int) -> dict[str, Tensor]:
+        if self._held is not None and self._held[0] == shard:
+            return self._held[1]
+        path = self.folder / f"pairs-{shard:05d}.safetensors"
+        if path.is_file():
+            data, _ = load_tensors(path)
+        else:
+            draw = generator(self.seed, 13, shard)
+            device = next(iter(self.prompts.values())).device
+            noise = torch.randn(self.trajectories, *self.backbone.latent_shape, generator=draw).to(device)
+            low, high = self.w_range
+            w = low + (high - low) * torch.rand(self.trajectories, generator=draw, dtype=torch.float64)
+            cond = take(self.prompts, self._prompts_of(shard))
+            data = roll_out(self.backbone, cond, self.uncond, self.grid, w, noise)
+            if not self.keep_teacher:
+                data = {k: v for k, v in data.items() if not k.startswith("x0_")}
+            save_tensors(path, data, {"shard": str(shard), "seed": str(self.seed)})
+            for old in self.folder.glob("pairs-*.safetensors"):
+                if old < path:  # zero-padded, so that names sort as numbers
+                    old.unlink(missing_ok=True)
+        self._held = (shard, data)
+        return data
+
+
+class CachedLatents:
+    """Pairs from real pictures: latents and encoded captions in safetensors shards, noised to a drawn timestep."""
+
+    def __init__(self, shards: Sequence[Path], grid: TimeGrid, seed: int) -> None:
+        if not shards:
+            raise ValueError("the data set has no shards; make one with `write_shard`, or leave it out to train data-free")
+        self.grid, self.seed = grid, seed
+        loaded = [load_tensors(path)[0] for path in shards]
+        for path, tensors in zip(shards, loaded, strict=True):
+            lengths = {k: len(v) for k, v in tensors.items()}
+            if "latents" not in tensors or len(set(lengths.values())) != 1:
+                raise ValueError(f"{path}: a shard needs `latents` and `{COND}*` of one length, this has {lengths}")
+        self.latents = torch.cat([t["latents"] for t in loaded])
+        names = [k for k in loaded[0] if k.startswith(COND)]
+        self.cond = {k.removeprefix(COND): torch.cat([t[k] for t in loaded]) for k in names}
+
+    def batch(self, step: int, total: int, part: slice) -> Pairs:
+        draw = generator(self.seed, 21, step)
+        pick = torch.randint(len(self.latents), (total,), generator=draw)[part]
+        n = torch.randint(1, self.grid.n + 1, (total,), generator=draw)[part]
+        noise = torch.randn(total, *self.latents.shape[1:], generator=draw)[part]
+        x0 = self.latents[pick].float()
+        level = self.grid.at(n).level.broadcast(x0)
+        return Pairs(level.alpha * x0 + level.sigma * noise.to(x0), n, take(self.cond, pick), None)
+
+
+def write_shard(path: Path, latents: Tensor, cond: Cond) -> None:
+    """Write one shard of a data set: `latents [B, ...]` and encoded captions, batch first."""
+    if len(latents) != size(cond):
+        raise ValueError(f"{path}: {len(latents)} latents but {size(cond)} captions")
+    save_tensors(path, {"latents": latents} | {COND + k: v for k, v in cond.items()}, {"count": str(len(latents))})
+
+
+def eps_of(x: Tensor, x0: Tensor, level: Level) -> Tensor:
+    """eps from the state and x0: `(x - alpha x0) / sigma`."""
+    at = level.broadcast(x)
+    return (x - at.alpha * x0) / at.sigma

@@ -1,0 +1,72 @@
+"""TCF(S+), Eq. 24: a network that is also told the target time s."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..samplers import Point, Predict
+
+PREFIX = "tcd_s_embed."
+_TIME = ("time_embed", "time_embedding")
+
+
+class TargetEmbedding(nn.Module):
+    """An embedding of s, added to the network's embedding of t. Its last layer starts at zero: at step 0 nothing changes."""
+
+    def __init__(self, width: int, sinusoids: int = 128, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale  # timesteps per unit of time: 1 for discrete schedules, 1000 for flow
+        self.frequencies = sinusoids // 2
+        self.net = nn.Sequential(nn.Linear(sinusoids, width), nn.SiLU(), nn.Linear(width, width))
+        for p in self.net[2].parameters():
+            nn.init.zeros_(p)
+        self.s: Tensor | None = None
+
+    def forward(self, s: Tensor) -> Tensor:
+        """`s [B]` in the schedule's time; returns `[B, width]`."""
+        rates = torch.exp(-math.log(10000) / self.frequencies * torch.arange(self.frequencies, device=s.device))
+        angles = (s.float() * self.scale)[:, None] * rates
+        out: Tensor = self.net(torch.cat([angles.cos(), angles.sin()], dim=-1))
+        return out
+
+    def told(self, predict: Predict) -> Predict:
+        """`predict`, with the target's time handed to the network at each call."""
+
+        def with_s(x: Tensor, now: Point, target: Point) -> tuple[Tensor, Tensor]:
+            self.s = target.t.to(x.device).expand(len(x))
+            try:
+                return predict(x, now, target)
+            finally:
+                self.s = None
+
+        return with_s
+
+
+@contextmanager
+def attached(network: nn.Module, scale: float = 1.0, tensors: Mapping[str, Tensor] | None = None) -> Iterator[TargetEmbedding]:
+    """Hang an embedding of s on `network`'s time embedding, and take it off again.
+
+    Raises ValueError where the network has no time embedding to add to.
+    """
+    place = next((m for name, m in network.named_children() if name in _TIME), None)
+    if place is None:
+        raise ValueError(f"student = tcfs needs a time embedding to add to; {type(network).__name__} has none of {', '.join(_TIME)}")
+    linears = [m for m in place.modules() if isinstance(m, nn.Linear)]
+    embedding = TargetEmbedding(linears[-1].out_features, scale=scale)
+    if tensors is not None:
+        embedding.load_state_dict({k.removeprefix(PREFIX): v.float() for k, v in tensors.items() if k.startswith(PREFIX)})
+    embedding.to(linears[-1].weight.device)
+
+    def add(_module: nn.Module, _args: object, emb: Tensor) -> Tensor:
+        return emb if embedding.s is None else emb + embedding(embedding.s).to(emb)
+
+    hook = place.register_forward_hook(add)
+    try:
+        yield embedding
+    finally:
+        hook.remove()
