@@ -34,7 +34,7 @@ lint: $(VENV)/installed-test
 web:
 	@if [ ! -d tests/web ]; then echo "web tests skipped: there is no tests/web"; \
 	elif ! command -v node >/dev/null; then echo "web tests skipped: node is not installed"; \
-	else node --test tests/web/*.test.mjs; fi
+	else node --test tests/web/*.test.mjs; fi  # named one by one: what a folder means differs between node versions
 
 unit: $(VENV)/installed-test
 	$(PYTHON) -m pytest --no-skips

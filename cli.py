@@ -47,7 +47,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 the user's input was wrong, 130 interrupted, else what the subcommand returns."""
+    """Exit status: 0 done, 2 wrong input, 130 interrupted, else what the subcommand returns."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = next((a for a in arguments if not a.startswith("-")), None)  # no option before it takes a value
     try:

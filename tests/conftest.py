@@ -47,7 +47,9 @@ def _host_path(option: str | None) -> Path | None:
     if asked:
         path = Path(asked).expanduser().resolve()
         if not _is_host(path):
-            raise pytest.UsageError(f"{path} is not a ComfyUI checkout: main.py and comfy/ are expected there")
+            raise pytest.UsageError(
+                f"{path} is not a ComfyUI checkout: main.py and comfy/ are expected there"
+            )
         return path
     candidates = [Path.home() / "ComfyUI"]
     if ROOT.parent.name == "custom_nodes":
