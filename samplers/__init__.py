@@ -16,7 +16,7 @@ A network becomes a `Predict`, `(x, now, target) -> (x0, eps)`; a time of it is 
 
 from .levels import PREDICTIONS, Level, Point, compute_dtype, from_x0_eps, to_x0_eps
 from .schedules import DiscreteSchedule, FlowSchedule, Schedule
-from .sss import Callback, Order, Step, noise_to, plan, renoise, sample, transition
+from .sss import Callback, Order, Step, noise_to, plan, renoise, sample, through, transition
 from .tcf import Denoised, Predict, first_order, multistep, tcf1, tcf2
 from .timesteps import custom, flow_sigmas, origin, target, timesteps
 
@@ -46,6 +46,7 @@ __all__ = [
     "target",
     "tcf1",
     "tcf2",
+    "through",
     "timesteps",
     "to_x0_eps",
     "transition",

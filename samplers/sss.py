@@ -46,16 +46,23 @@ def plan(
         raise ValueError(f"end {end!r} is not 'official' (timestep 0) or 'clean' (sigma 0)")
     gammas = [gamma] * len(times) if isinstance(gamma, (int, float)) else list(gamma)
     _check(times, gammas)
+    points = [schedule.point(t) for t in times]
+    return through(
+        schedule, [*points, schedule.last if end == "official" else schedule.clean], [*gammas[:-1], 0.0]
+    )
+
+
+def through(schedule: Schedule, points: Sequence[Point], gammas: Sequence[float]) -> list[Step]:
+    """The steps of Algorithm 4 from each of `points` to the one after it: n + 1 points, n gammas.
+
+    A gamma of 0 adds no noise: so ends a run. The levels of `points` are kept as given; only those of the
+    times `s` between them come from `schedule`.
+    """
     steps: list[Step] = []
-    for i, t in enumerate(times):
-        if i + 1 == len(times):
-            steps.append(
-                Step(schedule.point(t), schedule.last if end == "official" else schedule.clean, None)
-            )
-        else:
-            next_ = schedule.point(times[i + 1])
-            s = schedule.target(times[i + 1], gammas[i])
-            steps.append(Step(schedule.point(t), schedule.point(s), next_ if s < times[i + 1] else None))
+    for now, next_, gamma in zip(points, points[1:], gammas, strict=True):
+        t_next = float(next_.t)
+        s = schedule.target(t_next, gamma)
+        steps.append(Step(now, schedule.point(s), next_) if s < t_next else Step(now, next_, None))
     return steps
 
 
