@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,31 +12,55 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+SCRATCH = ".tmp"
+
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write `path` so that a reader, or a resume after a crash, sees the old file or the new one and nothing between."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    need = sum(v.numel() * v.element_size() for v in tensors.values()) / 2**20
+    with writing(path, f"{need:.1f} MiB"), scratch_for(path) as scratch:
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, str(scratch), dict(metadata))
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or as it was."""
+    with writing(path), scratch_for(path) as scratch:
+        scratch.write_text(text, "utf-8")
+
+
+@contextmanager
+def writing(path: Path, need: str = "space") -> Iterator[None]:
+    """Whatever stops the writing of `path`, a full disk above all, as an OSError that names the file and the way out."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # the second is how safetensors reports the first
+        cause = getattr(error, "strerror", None) or str(error)
+        raise OSError(
+            getattr(error, "errno", None),
+            f"{path}: could not be written ({cause}); free {need} or choose another folder. "
+            "What was written before is whole",
+        ) from error
+
+
+@contextmanager
+def scratch_for(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write, which takes its place once it is whole and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}{SCRATCH}")
+    try:
+        yield scratch
         with scratch.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(scratch, path)
-    except OSError as error:
-        raise _explained(error, path, tensors) from error
-    except SafetensorError as error:  # what a full disk looks like from inside the writer
-        raise OSError(f"{path}: could not be written ({error}); free space or choose another folder") from error
     finally:
         scratch.unlink(missing_ok=True)
 
 
-def _explained(error: OSError, path: Path, tensors: Mapping[str, Tensor]) -> OSError:
-    need = sum(v.numel() * v.element_size() for v in tensors.values()) / 2**20
-    return OSError(
-        error.errno, f"{path}: could not be written ({error.strerror}); {need:.0f} MiB are needed: free space or choose "
-        "another folder. What was there before is whole"
-    )
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half written in `folder`, where no other process may be writing."""
+    for left in folder.glob(f".*{SCRATCH}"):
+        left.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:

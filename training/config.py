@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
@@ -31,7 +32,7 @@ class DistillConfig:
     warmup: int = setting(50, "steps of linear warm-up", low=0)
     decay: str = setting("cosine", "learning rate after the warm-up", ("cosine", "constant"))
     weight_decay: float = setting(0.0, "AdamW's; 0 as in diffusers' LCM-LoRA recipe", low=0.0)
-    clip: float = setting(1.0, "gradient norm", low=0.0)
+    clip: float = setting(1.0, "greatest gradient norm; 0 does not clip", low=0.0)
     rank: int = setting(64, "LoRA rank; 64 in the published TCD LoRA", low=1)
     alpha: float = setting(64.0, "LoRA alpha; the weight update is scaled by alpha / rank", low=0.0)
     targets: str = setting("all", "adapted layers: all, linear (no convolutions), attention", ("all", "linear", "attention"))
@@ -119,6 +120,8 @@ def _check_field(f: Field[Any], value: Any) -> None:
     choices, low, high = f.metadata["choices"], f.metadata["low"], f.metadata["high"]
     if choices and value not in choices:
         raise ValueError(f"{f.name} = {value!r} is not one of {', '.join(choices)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{f.name} = {value!r} should be a finite number")
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         limits = f"at least {low}" + (f" and at most {high}" if high is not None else "")
         raise ValueError(f"{f.name} = {value!r} should be {limits}")

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..samplers import Point, Predict
+from ..samplers import FlowSchedule, Order, Point, Predict
 from .backbone import Backbone, Cond, repeat
+from .checkpoint import write_text
 from .config import DistillConfig
 from .lora import Lora, injected, save_lora
 from .objective import Batch, TimeGrid, draw_times, guided, solver_step, tcd_loss, teacher_predictor
@@ -57,8 +58,8 @@ def student_on(backbone: Backbone, config: DistillConfig) -> Iterator[Student]:
     """Adapters in, whatever happens adapters out: the base leaves as it came, bit for bit."""
     with injected(backbone.network, config.rank, config.alpha, config.targets, config.seed) as lora:
         if config.student == "tcfs":
-            torch.manual_seed(config.seed)
-            with attached(backbone.network) as embedding:
+            scale = 1000.0 if isinstance(backbone.schedule, FlowSchedule) else 1.0
+            with attached(backbone.network, scale, seed=config.seed) as embedding:
                 yield Student(backbone, lora, embedding)
         else:
             yield Student(backbone, lora, None)
@@ -103,7 +104,7 @@ def distill(
     state = State(folder / CHECKPOINT, config, trained, average, target, optimizer)
     start, best, best_step = state.load()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.toml").write_text(config.as_toml(), "utf-8")
+    write_text(folder / "config.toml", config.as_toml())
     log = Log(folder / "log.jsonl", start)
     bar = Progress(config.steps, start)
     total = config.batch * config.accumulation
@@ -117,8 +118,9 @@ def distill(
             losses: list[Tensor] = []
             for first in range(0, total, config.batch):
                 part = slice(first, first + config.batch)
-                pairs = source.batch(step, total, part)
-                draw = draw_times(grid, config, pairs.n, generator(config.seed, 1, step, first))
+                with student.lora.off():  # a source may have to ask the teacher
+                    pairs = source.batch(step, total, part)
+                draw = draw_times(grid, config, pairs.n, generator(config.seed, 1, step), total, part)
                 x_prev = teacher_step(student, pairs, uncond, draw.w, grid, config)
 
                 # Loss. Teacher, then target, then student: nothing else runs while the student's graph is alive.
@@ -130,12 +132,12 @@ def distill(
 
             # Step.
             whole = None
-            norm = torch.nn.utils.clip_grad_norm_(trained.values(), config.clip)
+            norm = torch.nn.utils.clip_grad_norm_(trained.values(), config.clip or math.inf)
             loss = torch.stack(losses).mean().item()
             if not math.isfinite(loss) or not math.isfinite(norm.item()):
                 raise ValueError(
-                    f"loss {loss} with gradient norm {norm.item()} at step {step + 1}: the run diverged. Lower learning_rate "
-                    f"(now {config.learning_rate}) or w_max; the last good checkpoint is {folder / CHECKPOINT}"
+                    f"loss {loss} with gradient norm {norm.item()} at step {step + 1}: the run diverged. Lower "
+                    f"learning_rate (now {config.learning_rate}) or w_max and start in another folder. {state.kept()}"
                 )
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
@@ -153,12 +155,14 @@ def distill(
             whole = done = step + 1
             record = {"step": done, "loss": loss, "norm": norm.item(), "lr": learning_rate(config, step)}
             if validation is not None and (done % config.validate_every == 0 or done == config.steps):
-                figures = validate(student, validation, trained, average, folder / f"step-{done:06d}.png")
+                picture, order = folder / f"step-{done:06d}.png", 2 if config.student == "tcf2" else 1
+                figures = validate(student, validation, trained, average, picture, order)
                 figure = figures["validation"]
                 record |= figures
-                if best is None or figure < best:
+                if math.isfinite(figure) and (best is None or figure < best):
+                    judged = {**info, "tcd.step": str(done), "tcd.validation": f"{figure:.6f}"}
+                    save(folder / BEST, average, config, judged)
                     best, best_step = figure, done
-                    save(folder / BEST, average, config, {**info, "tcd.step": str(done), "tcd.validation": f"{figure:.6f}"})
             log.write(**record)
             if not quiet:
                 bar.show(done, loss, total)
@@ -190,7 +194,7 @@ def learning_rate(config: DistillConfig, step: int) -> float:
 def teacher_step(student: Student, pairs: Pairs, uncond: Cond, w: Tensor, grid: TimeGrid, config: DistillConfig) -> Tensor:
     """The teacher's guided step `t -> t'`: arithmetic where its predictions are cached, a forward with the adapters off else."""
     now, prev = grid.at(pairs.n), grid.at(pairs.n - 1)
-    if pairs.teacher is not None:
+    if pairs.teacher is not None and config.solver == "ddim":
         cached = guided(*pairs.teacher, w)
         return solver_step(lambda x, now, target: cached, pairs.x, now, prev, "ddim", grid.schedule)
     with student.lora.off():
@@ -223,13 +227,18 @@ def averaged(predict: Predict, trained: Mapping[str, nn.Parameter], other: Mappi
 
 @torch.no_grad()
 def validate(
-    student: Student, validation: Validation, trained: Mapping[str, nn.Parameter], average: Mapping[str, Tensor], path: Path
+    student: Student,
+    validation: Validation,
+    trained: Mapping[str, nn.Parameter],
+    average: Mapping[str, Tensor],
+    path: Path,
+    order: Order = 1,
 ) -> dict[str, float]:
-    """Figures and picture of the averaged student beside the teacher."""
+    """Figures and picture of the averaged student, sampled with the map it was trained for, beside the teacher."""
     with student.lora.off():
         validation.teacher()
     with swapped(trained, average):
-        students = validation.student(student.predictor(validation.prompts))
+        students = validation.student(student.predictor(validation.prompts), order)
     write_png(path, validation.picture(students))
     return validation.figure(students)
 

@@ -154,17 +154,23 @@ def merge_lora(network: nn.Module, tensors: Mapping[str, Tensor], strength: floa
     Raises ValueError if the file names a layer that the network does not have: it was made for another model.
     """
     layers = {PREFIX + n.replace(".", "_"): m for n, m in network.named_modules()}
-    count = 0
+    fitting: list[tuple[Tensor, Tensor, Tensor, float]] = []
     for key, down in tensors.items():
         if not key.endswith(".lora_down.weight"):
             continue
         base = key.removesuffix(".lora_down.weight")
-        weight = getattr(layers.get(base), "weight", None)
-        up = tensors[f"{base}.lora_up.weight"].float()
-        if not isinstance(weight, Tensor) or weight.shape[0] != up.shape[0]:
-            raise ValueError(f"LoRA key {base!r} fits no layer of {type(network).__name__}: the file is for another model")
-        scale = strength * float(tensors.get(f"{base}.alpha", torch.tensor(down.shape[0]))) / down.shape[0]
-        delta = up.flatten(1) @ down.float().flatten(1)
+        weight, up = getattr(layers.get(base), "weight", None), tensors.get(f"{base}.lora_up.weight")
+        if (
+            not isinstance(weight, Tensor)
+            or up is None
+            or (up.shape[0], down[0].numel()) != (weight.shape[0], weight[0].numel())
+        ):
+            raise ValueError(
+                f"LoRA key {base!r} fits no layer of {type(network).__name__}: the file is for another model"
+            )
+        alpha = float(tensors.get(f"{base}.alpha", torch.tensor(down.shape[0])))
+        fitting.append((weight, up, down, strength * alpha / down.shape[0]))
+    for weight, up, down, scale in fitting:  # only now that all fit: half a LoRA must not stay behind
+        delta = up.to(weight.device).float().flatten(1) @ down.to(weight.device).float().flatten(1)
         weight += (scale * delta).reshape(weight.shape).to(weight)
-        count += 1
-    return count
+    return len(fitting)

@@ -73,11 +73,22 @@ class Draw(NamedTuple):
     w: Tensor
 
 
-def draw_times(grid: TimeGrid, config: DistillConfig, n: Tensor, generator: torch.Generator) -> Draw:
-    """Draw s and w for samples whose t is `g_n` already. `n [B]`, on the CPU."""
-    m = torch.multinomial(grid.odds[n], 1, generator=generator)[:, 0]
-    u = torch.rand(len(n), generator=generator, dtype=torch.float64)
-    return Draw(n, m, config.w_min + (config.w_max - config.w_min) * u)
+def draw_times(
+    grid: TimeGrid,
+    config: DistillConfig,
+    n: Tensor,
+    generator: torch.Generator,
+    total: int | None = None,
+    part: slice = slice(None),
+) -> Draw:
+    """Draw s and w for samples whose t is `g_n` already. `n [B]`, on the CPU.
+
+    With `total` and `part` these samples are that slice of one draw, so that cutting a batch changes nothing.
+    """
+    u = torch.rand(2, len(n) if total is None else total, generator=generator, dtype=torch.float64)[:, part]
+    below = grid.odds[n].cumsum(1)  # s by the inverse of its distribution, scaled because sums round
+    m = torch.searchsorted(below / below[:, -1:], u[0][:, None], right=True)[:, 0]
+    return Draw(n, m, config.w_min + (config.w_max - config.w_min) * u[1])
 
 
 def guided(cond: Prediction, uncond: Prediction, w: Tensor) -> Prediction:

@@ -6,6 +6,8 @@ predictions, so that the guidance w and the target s stay free each time a pair 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from ..samplers import Level, tcf1
 from .backbone import Backbone, Cond, Prediction, cond_and_uncond, repeat, size, take
-from .checkpoint import load_tensors, save_tensors
+from .checkpoint import load_tensors, save_tensors, sweep
 from .objective import TimeGrid, guided
 
 COND = "cond."
@@ -89,7 +91,18 @@ class Trajectories:
         self.backbone, self.prompts, self.uncond, self.grid = backbone, prompts, uncond, grid
         self.folder, self.seed, self.trajectories, self.reuse = folder, seed, trajectories, reuse
         self.w_range, self.keep_teacher = w_range, keep_teacher
+        self.device = next(iter(prompts.values())).device
+        self._made_from = {
+            "seed": str(seed),
+            "trajectories": str(trajectories),
+            "w": json.dumps(w_range),
+            "times": json.dumps(grid.points.t.tolist()),
+            "teacher": str(keep_teacher),
+            "prompts": digest(prompts),
+            "uncond": digest(uncond),
+        }
         self._held: tuple[int, dict[str, Tensor]] | None = None
+        sweep(folder)
 
     def batch(self, step: int, total: int, part: slice) -> Pairs:
         per_shard = self.trajectories * self.grid.n
@@ -100,12 +113,12 @@ class Trajectories:
         data = self._shard(shard)
         order = torch.cat([torch.randperm(per_shard, generator=generator(self.seed, 11, shard, r)) for r in range(self.reuse)])
         pick = order[turn * total : (turn + 1) * total][part]
-        x, n = data["x"][pick], data["n"][pick]
+        x, n = data["x"][pick].to(self.device), data["n"][pick]
         cond = take(self.prompts, self._prompts_of(shard)[data["row"][pick]])
         if not self.keep_teacher:
             return Pairs(x, n, cond, None)
         now = self.grid.at(n).level
-        on, off = data["x0_c"][pick], data["x0_uncond"][pick]
+        on, off = data["x0_c"][pick].to(self.device), data["x0_uncond"][pick].to(self.device)
         return Pairs(x, n, cond, ((on, eps_of(x, on, now)), (off, eps_of(x, off, now))))
 
     def _prompts_of(self, shard: int) -> Tensor:
@@ -119,19 +132,18 @@ class Trajectories:
         if self._held is not None and self._held[0] == shard:
             return self._held[1]
         path = self.folder / f"pairs-{shard:05d}.safetensors"
-        if path.is_file():
-            data, _ = load_tensors(path)
-        else:
+        made_from = {**self._made_from, "shard": str(shard)}
+        data, metadata = load_tensors(path) if path.is_file() else ({}, {})
+        if metadata != made_from:  # there is none, or one that another run left
             draw = generator(self.seed, 13, shard)
-            device = next(iter(self.prompts.values())).device
-            noise = torch.randn(self.trajectories, *self.backbone.latent_shape, generator=draw).to(device)
+            noise = torch.randn(self.trajectories, *self.backbone.latent_shape, generator=draw).to(self.device)
             low, high = self.w_range
             w = low + (high - low) * torch.rand(self.trajectories, generator=draw, dtype=torch.float64)
             cond = take(self.prompts, self._prompts_of(shard))
-            data = roll_out(self.backbone, cond, self.uncond, self.grid, w, noise)
-            if not self.keep_teacher:
-                data = {k: v for k, v in data.items() if not k.startswith("x0_")}
-            save_tensors(path, data, {"shard": str(shard), "seed": str(self.seed)})
+            rolled = roll_out(self.backbone, cond, self.uncond, self.grid, w, noise)
+            # On the CPU: a shard of a large model would fill the accelerator.
+            data = {k: v.cpu() for k, v in rolled.items() if self.keep_teacher or not k.startswith("x0_")}
+            save_tensors(path, data, made_from)
             for old in self.folder.glob("pairs-*.safetensors"):
                 if old < path:  # zero-padded, so that names sort as numbers
                     old.unlink(missing_ok=True)
@@ -142,15 +154,23 @@ class Trajectories:
 class CachedLatents:
     """Pairs from real pictures: latents and encoded captions in safetensors shards, noised to a drawn timestep."""
 
-    def __init__(self, shards: Sequence[Path], grid: TimeGrid, seed: int) -> None:
+    def __init__(
+        self, shards: Sequence[Path], grid: TimeGrid, seed: int, device: str | torch.device = "cpu"
+    ) -> None:
         if not shards:
             raise ValueError("the data set has no shards; make one with `write_shard`, or leave it out to train data-free")
-        self.grid, self.seed = grid, seed
+        self.grid, self.seed, self.device = grid, seed, torch.device(device)
         loaded = [load_tensors(path)[0] for path in shards]
         for path, tensors in zip(shards, loaded, strict=True):
             lengths = {k: len(v) for k, v in tensors.items()}
-            if "latents" not in tensors or len(set(lengths.values())) != 1:
-                raise ValueError(f"{path}: a shard needs `latents` and `{COND}*` of one length, this has {lengths}")
+            conds = [k for k in tensors if k.startswith(COND)]
+            if "latents" not in tensors or not conds or len(set(lengths.values())) != 1 or not lengths["latents"]:
+                raise ValueError(
+                    f"{path}: a shard needs `latents` and `{COND}*` of one length above 0, this has {lengths}"
+                )
+            shapes = [{k: tuple(v.shape[1:]) for k, v in t.items()} for t in (loaded[0], tensors)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"{path}: holds {shapes[1]}, but {shards[0]} holds {shapes[0]}; encode them alike")
         self.latents = torch.cat([t["latents"] for t in loaded])
         names = [k for k in loaded[0] if k.startswith(COND)]
         self.cond = {k.removeprefix(COND): torch.cat([t[k] for t in loaded]) for k in names}
@@ -160,9 +180,10 @@ class CachedLatents:
         pick = torch.randint(len(self.latents), (total,), generator=draw)[part]
         n = torch.randint(1, self.grid.n + 1, (total,), generator=draw)[part]
         noise = torch.randn(total, *self.latents.shape[1:], generator=draw)[part]
-        x0 = self.latents[pick].float()
+        x0 = self.latents[pick].float().to(self.device)
         level = self.grid.at(n).level.broadcast(x0)
-        return Pairs(level.alpha * x0 + level.sigma * noise.to(x0), n, take(self.cond, pick), None)
+        cond = {k: v.to(self.device) for k, v in take(self.cond, pick).items()}
+        return Pairs(level.alpha * x0 + level.sigma * noise.to(x0), n, cond, None)
 
 
 def write_shard(path: Path, latents: Tensor, cond: Cond) -> None:
@@ -170,6 +191,15 @@ def write_shard(path: Path, latents: Tensor, cond: Cond) -> None:
     if len(latents) != size(cond):
         raise ValueError(f"{path}: {len(latents)} latents but {size(cond)} captions")
     save_tensors(path, {"latents": latents} | {COND + k: v for k, v in cond.items()}, {"count": str(len(latents))})
+
+
+def digest(cond: Cond) -> str:
+    """A name for an encoded batch of prompts: equal for equal tensors."""
+    mixed = hashlib.sha256()
+    for name in sorted(cond):
+        mixed.update(f"{name} {cond[name].dtype} {tuple(cond[name].shape)}".encode())
+        mixed.update(cond[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return mixed.hexdigest()
 
 
 def eps_of(x: Tensor, x0: Tensor, level: Level) -> Tensor:

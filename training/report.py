@@ -11,8 +11,9 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from ..samplers import Predict, plan, sample
+from ..samplers import Order, Predict, plan, sample
 from .backbone import Backbone, Cond, repeat, size
+from .checkpoint import scratch_for, write_text, writing
 from .objective import TimeGrid, solver_step, teacher_predictor
 
 STUDENT_STEPS = (1, 2, 4, 8)
@@ -57,12 +58,11 @@ class Log:
 
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_log(path) if line["step"] <= start]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, **record: Any) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
 
@@ -102,9 +102,11 @@ class Validation:
             self.reference = x
         return self.reference
 
-    def student(self, predict: Predict) -> dict[int, Tensor]:
+    def student(self, predict: Predict, order: Order = 1) -> dict[int, Tensor]:
         """Latents by step count, on evenly spaced times of the training grid."""
-        return {k: sample(predict, self.noise, plan(self.grid.schedule, self._times(k), 0.0), no_noise) for k in STUDENT_STEPS}
+        schedule = self.grid.schedule
+        plans = {k: plan(schedule, self._times(k), 0.0) for k in STUDENT_STEPS if k <= self.grid.n}
+        return {k: sample(predict, self.noise, p, no_noise, schedule, order) for k, p in plans.items()}
 
     def figure(self, students: dict[int, Tensor]) -> dict[str, float]:
         """Distance to the teacher by step count, and their mean as `validation`."""
@@ -133,6 +135,7 @@ def write_png(path: Path, picture: Tensor, scale: int = 1) -> None:
         from PIL import Image
     except ImportError as error:
         raise ValueError('pictures need Pillow: pip install "trajectory-consistency[demo]"') from error
-    path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(picture.cpu().numpy())
-    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(path)
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    with writing(path), scratch_for(path) as scratch:
+        image.save(scratch, "png")

@@ -48,16 +48,21 @@ class TargetEmbedding(nn.Module):
 
 
 @contextmanager
-def attached(network: nn.Module, scale: float = 1.0, tensors: Mapping[str, Tensor] | None = None) -> Iterator[TargetEmbedding]:
+def attached(
+    network: nn.Module, scale: float = 1.0, tensors: Mapping[str, Tensor] | None = None, seed: int = 0
+) -> Iterator[TargetEmbedding]:
     """Hang an embedding of s on `network`'s time embedding, and take it off again.
 
+    New, its first layer is a function of `seed`; or it is what a file's `tensors` hold.
     Raises ValueError where the network has no time embedding to add to.
     """
     place = next((m for name, m in network.named_children() if name in _TIME), None)
     if place is None:
         raise ValueError(f"student = tcfs needs a time embedding to add to; {type(network).__name__} has none of {', '.join(_TIME)}")
     linears = [m for m in place.modules() if isinstance(m, nn.Linear)]
-    embedding = TargetEmbedding(linears[-1].out_features, scale=scale)
+    with torch.random.fork_rng(devices=[]):  # the host's own random numbers stay as they were
+        torch.manual_seed(seed)
+        embedding = TargetEmbedding(linears[-1].out_features, scale=scale)
     if tensors is not None:
         embedding.load_state_dict({k.removeprefix(PREFIX): v.float() for k, v in tensors.items() if k.startswith(PREFIX)})
     embedding.to(linears[-1].weight.device)

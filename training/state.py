@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_tensors, save_tensors
+from .checkpoint import load_tensors, save_tensors, sweep
 from .config import DistillConfig
 
 
@@ -26,7 +26,9 @@ class State:
         optimizer: torch.optim.Optimizer,
     ) -> None:
         self.path, self.config, self.optimizer = path, config, optimizer
-        self.groups: dict[str, Mapping[str, Tensor]] = {"student": trained, "average": average}
+        # The storage and not the parameters: an interrupt may find them lent to an average (distill.swapped).
+        student = {k: p.detach() for k, p in trained.items()}
+        self.groups: dict[str, Mapping[str, Tensor]] = {"student": student, "average": average}
         if target is not None:
             self.groups["target"] = target
 
@@ -37,11 +39,20 @@ class State:
         progress = {"step": step, "best": best, "best_step": best_step, "config": self.config.as_dict()}
         save_tensors(self.path, tensors, {"progress": json.dumps(progress)})
 
+    def kept(self) -> str:
+        """Where the last good weights are, for messages."""
+        if not self.path.is_file():
+            return "Nothing had been saved yet"
+        return f"The last good checkpoint is whole: {self.path}"
+
     def load(self) -> tuple[int, float | None, int | None]:
         """Put everything back; `(steps done, best figure, its step)`, or zeros for a fresh folder."""
+        sweep(self.path.parent)
         if not self.path.is_file():
             return 0, None, None
         tensors, metadata = load_tensors(self.path)
+        if "progress" not in metadata:
+            raise ValueError(f"{self.path}: not a checkpoint of a run; move it away or choose another folder")
         progress = json.loads(metadata["progress"])
         changed = [k for k, v in self.config.as_dict().items() if progress["config"].get(k) != v]
         if changed:
@@ -49,10 +60,13 @@ class State:
                 f"{self.path.parent}: holds a run with other settings ({', '.join(changed)}); use the same settings to resume, "
                 "or another folder"
             )
+        wanted = {f"{group}/{k}": v for group, named in self.groups.items() for k, v in named.items()}
+        shapes = {k: v.shape for k, v in tensors.items() if not k.startswith("optimizer/")}
+        if shapes != {k: v.shape for k, v in wanted.items()}:
+            raise ValueError(f"{self.path.parent}: holds a run on another network; choose another folder")
         with torch.no_grad():
-            for group, named in self.groups.items():
-                for k, v in named.items():
-                    v.copy_(tensors[f"{group}/{k}"])
+            for k, v in wanted.items():
+                v.copy_(tensors[k])
         slots: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("optimizer/"):
