@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..training.checkpoint import load_tensors, save_tensors
 from .avatars import SLOTS, draw_details, draw_labels, drawings
-from .model import WEIGHTS
+from .vae import WEIGHTS
 
 CLASSIFIER = WEIGHTS / "classifier.safetensors"
 FEATURES = 128

@@ -18,14 +18,14 @@ from ..training.objective import teacher_predictor
 from ..training.pairs import generator
 from ..training.splus import PREFIX, attached
 from .avatars import Labels
-from .model import LATENT, EmbeddedModel, to_images
+from .model import LATENT, EmbeddedModel
 
 CHUNK = 250
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What all methods share: prompts `[B, 9]`, their starting noise `[B, 48, 4, 4]`, and the seed of later noise."""
+    """What all methods share: prompts `[B, 9]`, their starting noise `[B, 8, 4, 4]`, and the seed of later noise."""
 
     labels: Labels
     noise: Tensor
@@ -64,7 +64,7 @@ def sample_student(
         if model.told is not None:
             predict = model.told(predict)
         fresh = lambda: torch.randn(noise.shape, generator=draw)  # noqa: B023, E731
-        done.append(to_images(sample(predict, noise, turns, fresh, model.schedule, 2 if order == 2 else 1)))
+        done.append(model.decode(sample(predict, noise, turns, fresh, model.schedule, 2 if order == 2 else 1)))
     return torch.cat(done)
 
 
@@ -111,7 +111,7 @@ def sample_teacher(
             now = model.schedule.point(int(t))
             _, eps = predict(x, now, now)
             x = scheduler.step(eps, t, x).prev_sample
-        done.append(to_images(x))
+        done.append(model.decode(x))
     return torch.cat(done)
 
 

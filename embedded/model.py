@@ -1,4 +1,4 @@
-"""The embedded model: words -> tokens, pictures <-> latents, and the UNet between, as one safetensors file."""
+"""The embedded model: words -> tokens, the UNet, and the autoencoder: Stable Diffusion's three parts, small."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from ..training.checkpoint import load_tensors, save_tensors
 from .avatars import SLOTS, Labels
 from .prompts import parse_all
 from .unet import UNet, UNetConfig
+from .vae import CHANNELS, SIDE, VAE, WEIGHTS
 
-WEIGHTS = Path(__file__).parent / "weights"
 TEACHER = WEIGHTS / "teacher.safetensors"
 
-PATCH = 4  # a latent pixel is a 4x4 block of the picture: 16x16x3 -> 4x4x48
-LATENT = (3 * PATCH**2, 4, 4)
-MEAN = (0.41, 0.30, 0.16)  # of the data in [-1, 1], by channel: SD's last alpha is not 0, so the mean would leak
+LATENT = (CHANNELS, SIDE, SIDE)
 PREDICTION = "v"
 
-CONFIG = UNetConfig(channel_mult=(1, 1), num_res_blocks=2)
+CONFIG = UNetConfig(in_channels=CHANNELS, out_channels=CHANNELS)
 
 
 class TextEncoder(nn.Module):
@@ -50,6 +48,7 @@ class EmbeddedModel(nn.Module):
         self.config = config
         self.unet = UNet(config)
         self.text = TextEncoder(config.context_dim)
+        self.vae: VAE | None = None  # loaded when the first picture is decoded
         self.told: Callable[[Predict], Predict] | None = None  # set where the network is a TCF(S+) student
         self.schedule = DiscreteSchedule.from_betas("scaled_linear", 0.00085, 0.012, 1000)
 
@@ -77,7 +76,7 @@ class EmbeddedModel(nn.Module):
         return self.unet
 
     def predictor(self, cond: Cond) -> Predict:
-        """The network as the samplers see it: `(x [B, 48, 4, 4], now, target) -> (x0, eps)`."""
+        """The network as the samplers see it: `(x [B, 8, 4, 4], now, target) -> (x0, eps)`."""
 
         def predict(x: Tensor, now: Point, target: Point) -> tuple[Tensor, Tensor]:
             t = now.t.to(x.device).expand(len(x))
@@ -86,7 +85,10 @@ class EmbeddedModel(nn.Module):
         return predict
 
     def decode(self, latents: Tensor) -> Tensor:
-        return to_images(latents)
+        """Latents `[B, 8, 4, 4]` to uint8 `[B, 16, 16, 3]`."""
+        if self.vae is None:
+            self.vae = VAE.load().to(self.device)
+        return self.vae.decode(latents)
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """One file in half precision, the UNet under SD's own prefix."""
@@ -109,17 +111,3 @@ class EmbeddedModel(nn.Module):
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def to_latents(images: Tensor) -> Tensor:
-    """uint8 pictures `[B, 16, 16, 3]` to latents `[B, 48, 4, 4]`: [-1, 1], mean removed, 4x4 blocks as channels. Exact."""
-    x = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-    x = x - torch.tensor(MEAN, device=x.device)[:, None, None]
-    return nn.functional.pixel_unshuffle(x, PATCH)
-
-
-def to_images(latents: Tensor) -> Tensor:
-    """Latents to uint8 pictures, clamped."""
-    x = nn.functional.pixel_shuffle(latents.float(), PATCH)
-    x = x + torch.tensor(MEAN, device=x.device)[:, None, None]
-    return ((x + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -19,8 +19,10 @@ from torch.nn import functional as F
 
 from ..samplers import Level
 from ..training.checkpoint import load_tensors, save_tensors
-from .avatars import Images, Labels, draw_images, draw_labels, forget
-from .model import EmbeddedModel, to_latents
+from ..training.report import Log, Progress
+from .avatars import Labels, draw_images, draw_labels, forget
+from .model import EmbeddedModel
+from .vae import VAE
 
 POOL = 32_768  # pictures drawn at a time; each pool serves POOL_STEPS steps
 POOL_STEPS = 1_000
@@ -40,11 +42,13 @@ class TeacherConfig:
     seed: int = 0
 
 
-def draw_pool(seed: int, epoch: int) -> tuple[Images, Labels]:
-    """The pictures of one stretch of steps, with their full prompts."""
+def draw_pool(vae: VAE, seed: int, epoch: int) -> tuple[Tensor, Labels]:
+    """Latents of the pictures of one stretch of steps, with their full prompts."""
     rng = np.random.default_rng([seed, 1, epoch])
     labels = draw_labels(POOL, rng)
-    return draw_images(labels, rng), labels
+    images = torch.from_numpy(draw_images(labels, rng))
+    device = vae.scale.device
+    return torch.cat([vae.encode(part.to(device)) for part in images.split(1024)]), labels
 
 
 def velocity_target(x0: Tensor, noise: Tensor, level: Level) -> Tensor:
@@ -69,17 +73,19 @@ def train_teacher(config: TeacherConfig, out: Path, *, device: str = "cpu", save
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
     )
-    state_file, log_file = out.with_suffix(".state.safetensors"), out.with_suffix(".jsonl")
+    state_file = out.with_suffix(".state.safetensors")
     start, spent = _resume(state_file, config, model, average, optimizer)
-    pool: tuple[int, Images, Labels] | None = None
+    log, bar = Log(out.with_suffix(".jsonl"), start), Progress(config.steps, start, label="teacher")
+    vae = VAE.load().to(device)
+    pool: tuple[int, Tensor, Labels] | None = None
     clock, running = time.monotonic() - spent, 0.0
     for step in range(start, config.steps):
         # Batch: pictures, prompts with gaps, one timestep per stratum.
         if pool is None or pool[0] != step // POOL_STEPS:
-            pool = (step // POOL_STEPS, *draw_pool(config.seed, step // POOL_STEPS))
+            pool = (step // POOL_STEPS, *draw_pool(vae, config.seed, step // POOL_STEPS))
         rng = np.random.default_rng([config.seed, 2, step])
         pick = rng.integers(len(pool[1]), size=config.batch)
-        x0 = to_latents(torch.from_numpy(pool[1][pick]).to(device))
+        x0 = pool[1][pick]
         cond = model.encode_labels(forget(pool[2][pick], rng))
         strata = (np.arange(config.batch) + rng.random(config.batch)) / config.batch
         t = torch.from_numpy((strata * 1000).astype(np.int64)).to(device)
@@ -106,9 +112,8 @@ def train_teacher(config: TeacherConfig, out: Path, *, device: str = "cpu", save
         if (step + 1) % 100 == 0:
             if not math.isfinite(running):
                 raise ValueError(f"teacher: the loss is {running} at step {step + 1}; lower learning_rate and start again")
-            record = {"step": step + 1, "loss": running / 100, "seconds": round(time.monotonic() - clock, 1)}
-            with log_file.open("a", encoding="utf-8") as log:
-                log.write(json.dumps(record) + "\n")
+            log.write(step=step + 1, loss=running / 100, seconds=round(time.monotonic() - clock, 1))
+            bar.show(step + 1, running / 100, config.batch)
             running = 0.0
         if (step + 1) % save_every == 0 or step + 1 == config.steps:
             _save_state(state_file, config, step + 1, time.monotonic() - clock, model, average, optimizer)

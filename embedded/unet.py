@@ -22,11 +22,11 @@ GROUPS = 32
 class UNetConfig:
     """Sizes, under ldm's names. `adm_in_channels` is the length of the pooled prompt `y` (SDXL's), `context_dim` of a token."""
 
-    in_channels: int = 48
-    out_channels: int = 48
+    in_channels: int = 8
+    out_channels: int = 8
     model_channels: int = 96
-    channel_mult: tuple[int, ...] = (1, 2)
-    num_res_blocks: int = 1
+    channel_mult: tuple[int, ...] = (1, 1)
+    num_res_blocks: int = 2
     num_head_channels: int = 32
     context_dim: int = 96
     adm_in_channels: int = 864

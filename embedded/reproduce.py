@@ -1,0 +1,236 @@
+"""`tcd reproduce`: the paper's Table 1, Table 2 and Figure 6 on the embedded model, fairly won. Hours; stop and resume at will.
+
+Every method at its own best learning rate from a stated grid, equal iterations and batch, the same prompts, noise and last
+step, three training seeds behind each claim. Each stage leaves its figures in `OUT/stages/`, and is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..training.config import DistillConfig
+from ..training.distill import LORA
+from .compare import CFG, GAMMA, STEPS, compare, draw_gammas, draw_steps, evaluation_prompts
+from .live import distil_embedded
+from .measures import Judge
+from .methods import Prompts, sample_student, sample_teacher, with_lora
+from .model import EmbeddedModel
+from .pictures import text_table
+from .sample import LCM_LORA, TCD_LORA
+
+SEEDS = (0, 1, 2)
+RATES = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
+ITERATIONS = 800
+FIGURE_6 = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+FIGURE_6_STEPS = (2, 4, 8, 20)
+GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
+
+METHODS: dict[str, dict[str, Any]] = {
+    "tcd": {},
+    "lcm": {"s_range": "zero"},
+}
+# Table 2: other forms of the student; TCF(2) takes two evaluations a map, TCF(S+) has parameters of its own.
+FORMS: dict[str, dict[str, Any]] = {"tcf2": {"student": "tcf2"}, "tcfs": {"student": "tcfs"}}
+# What decides the best gamma: range of s, guidance, budget.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "near": {"s_range": "near"},
+    "phases": {"s_range": "phases"},
+    "w0": {"w_min": 0.0, "w_max": 0.0},
+    "w2": {"w_min": 2.0, "w_max": 2.0},
+    "short": {"steps": ITERATIONS // 4},
+    "long": {"steps": ITERATIONS * 4},
+}
+
+Row = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="folder of the runs (default runs/reproduce)")
+    parser.add_argument("--samples", type=int, default=2000, help="samples behind each figure (default 2000)")
+    parser.add_argument("--publish", type=Path, help="also copy tables, pictures and results.json here, e.g. docs/reproduction")
+    parser.add_argument("--ship", action="store_true", help="also make seed 0's LoRAs the shipped ones")
+    parser.add_argument("--only", choices=("table1", "figure6", "table2", "variants"), nargs="*", help="these parts alone")
+
+
+class Reproduction:
+    """The folder of a reproduction: runs, and the figures of finished stages."""
+
+    def __init__(self, out: Path, samples: int) -> None:
+        self.out, self.began = out, time.monotonic()
+        self.teacher, self.judge = EmbeddedModel.load(), Judge.load()
+        self.prompts = evaluation_prompts(samples)
+        self.tuning = evaluation_prompts(min(samples, 1000), seed=4)  # learning rates are chosen on other prompts
+
+    def stage(self, name: str, make: Callable[[], list[Row]]) -> list[Row]:
+        """Rows of a stage, from its file if it is done."""
+        path = self.out / "stages" / f"{name}.json"
+        if path.is_file():
+            rows: list[Row] = json.loads(path.read_text("utf-8"))
+            return rows
+        self.say(f"stage {name}")
+        rows = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(rows, indent=1), "utf-8")
+        scratch.replace(path)
+        return rows
+
+    def say(self, line: str) -> None:
+        print(f"[{(time.monotonic() - self.began) / 60:6.1f} min] {line}", flush=True)
+
+    def student(self, name: str, settings: Mapping[str, Any], rate: float, seed: int) -> EmbeddedModel:
+        """A distilled student, from its file if it is done."""
+        folder = self.out / "students" / f"{name}-lr{rate:g}-seed{seed}"
+        if not (folder / LORA).is_file():
+            values = {"steps": ITERATIONS, **settings, "learning_rate": rate, "seed": seed, "save_every": 200}
+            config = DistillConfig.resolve("embedded", **values)
+            self.say(f"distilling {folder.name}: {config.steps} iterations of {config.batch}")
+            distil_embedded(self.teacher, config, folder, validate=False)
+            for pairs in folder.glob("pairs-*"):
+                pairs.unlink()
+        return with_lora(self.teacher, folder / LORA)
+
+    def best_rate(self, method: str) -> float:
+        """The learning rate of the grid whose seed-0 student is nearest to real pictures, on average over 2 to 20 steps."""
+
+        def measure() -> list[Row]:
+            gamma = 1.0 if method == "lcm" else GAMMA
+            rows: list[Row] = []
+            for rate in RATES:
+                student = self.student(method, METHODS[method], rate, 0)
+                for steps in STEPS[1:]:
+                    images = sample_student(student, self.tuning, steps, gamma)
+                    rows.append({"method": method, "rate": rate, "steps": steps, **self.judge.measure(images, self.tuning.labels)})
+            return rows
+
+        rows = self.stage(f"rates-{method}", measure)
+        means = {rate: _mean([r["frechet"] for r in rows if r["rate"] == rate]) for rate in RATES}
+        return min(means, key=lambda rate: means[rate])
+
+    def gammas(self, student: EmbeddedModel, name: str, steps: Sequence[int] = FIGURE_6_STEPS) -> list[Row]:
+        """Figure 6: every measure by gamma and steps."""
+        rows: list[Row] = []
+        for count in steps:
+            for gamma in FIGURE_6:
+                images = sample_student(student, self.prompts, count, gamma)
+                rows.append({"method": name, "steps": count, "gamma": gamma, **self.judge.measure(images, self.prompts.labels)})
+        return rows
+
+
+def run(args: argparse.Namespace) -> int:
+    work = Reproduction(args.out, args.samples)
+    parts = args.only or ["table1", "figure6", "table2", "variants"]
+    rates = {method: work.best_rate(method) for method in METHODS}
+    work.say(f"best learning rates of {list(RATES)}: {rates}")
+    sections: dict[str, list[Row]] = {}
+    if "table1" in parts:
+        sections["table1"] = table_1(work, rates)
+        sections["teacher"] = work.stage("teacher", lambda: teacher_rows(work))
+    if "figure6" in parts:
+        sections["figure6"] = [row for seed in SEEDS for row in figure_6(work, rates["tcd"], seed)]
+    if "table2" in parts:
+        sections["table2"] = [row for seed in SEEDS for row in table_2(work, rates["tcd"], seed)]
+    if "variants" in parts:
+        sections["variants"] = [row for name in VARIANTS for row in variant(work, rates["tcd"], name)]
+    settings = {
+        "samples": args.samples, "iterations": ITERATIONS, "seeds": list(SEEDS), "rates": list(RATES), "best_rates": rates,
+        "gamma": GAMMA, "cfg": CFG, "end": "official", "command": "make reproduce",
+    }  # fmt: skip
+    rows = [row for row in sections.get("table1", []) if row.get("seed", 0) == 0]
+    results = {"rows": rows, "settings": settings, "sections": sections}
+    (args.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
+    for name, section in sections.items():
+        columns = [c for c in ("method", "seed", "steps", "gamma", "cfg", "frechet", "frechet_ci", "complexity", "prompt_accuracy", "samples") if c in section[0]]
+        (args.out / f"{name}.txt").write_text(text_table(section, columns) + "\n", "utf-8")
+    draw(work, rates)
+    if args.ship:
+        for method, path in (("tcd", TCD_LORA), ("lcm", LCM_LORA)):
+            shutil.copyfile(work.out / "students" / f"{method}-lr{rates[method]:g}-seed0" / LORA, path)
+    if args.publish:
+        args.publish.mkdir(parents=True, exist_ok=True)
+        for path in [args.out / "results.json", *args.out.glob("*.txt"), *args.out.glob("*.png")]:
+            shutil.copyfile(path, args.publish / path.name)
+    print(text_table(rows, ("method", "steps", "gamma", "frechet", "frechet_ci", "complexity", "prompt_accuracy")))
+    print(f"Results are in {args.publish or args.out}")
+    return 0
+
+
+def table_1(work: Reproduction, rates: Mapping[str, float]) -> list[Row]:
+    """Every method at every step count; students once for each training seed."""
+    rows: list[Row] = []
+    for seed in SEEDS:
+
+        def measure(seed: int = seed) -> list[Row]:
+            students = {m: work.student(m, METHODS[m], rates[m], seed) for m in METHODS}
+            made, _ = compare(work.teacher, students, work.judge, work.prompts, report=work.say)
+            return [{**r, "seed": seed} for r in made if seed == 0 or r["method"] in METHODS]
+
+        rows += work.stage(f"table1-seed{seed}", measure)
+    return rows
+
+
+def teacher_rows(work: Reproduction) -> list[Row]:
+    """The teacher's solvers over guidance: its own best is one of these."""
+    rows: list[Row] = []
+    for cfg in GUIDANCE:
+        for solver in ("ddim", "dpmpp_2s"):
+            for steps in (4, 20):
+                images = sample_teacher(work.teacher, work.prompts, solver, steps, cfg)
+                rows.append({"method": solver, "steps": steps, "cfg": cfg, **work.judge.measure(images, work.prompts.labels)})
+    return rows
+
+
+def figure_6(work: Reproduction, rate: float, seed: int) -> list[Row]:
+    def measure() -> list[Row]:
+        return [{**r, "seed": seed} for r in work.gammas(work.student("tcd", METHODS["tcd"], rate, seed), "tcd")]
+
+    return work.stage(f"figure6-seed{seed}", measure)
+
+
+def table_2(work: Reproduction, rate: float, seed: int) -> list[Row]:
+    """TCF(1), TCF(2), TCF(S+) at 4 steps with equal iterations; TCF(2) spends twice the evaluations, in training and in sampling."""
+
+    def measure() -> list[Row]:
+        rows: list[Row] = []
+        for name, settings in {"tcd": METHODS["tcd"], **FORMS}.items():
+            student = work.student(name, settings, rate, seed)
+            order = 2 if name == "tcf2" else 1
+            images = sample_student(student, work.prompts, 4, GAMMA, order=order)
+            rows.append({"method": name, "seed": seed, "steps": 4, "gamma": GAMMA, **work.judge.measure(images, work.prompts.labels)})
+        return rows
+
+    return work.stage(f"table2-seed{seed}", measure)
+
+
+def variant(work: Reproduction, rate: float, name: str) -> list[Row]:
+    """Figure 6 again with one setting of the distillation changed."""
+
+    def measure() -> list[Row]:
+        return work.gammas(work.student(name, VARIANTS[name], rate, 0), name, (4, 8))
+
+    return work.stage(f"variant-{name}", measure)
+
+
+@torch.no_grad()
+def draw(work: Reproduction, rates: Mapping[str, float]) -> None:
+    """The two pictures, from seed 0's students."""
+    few = Prompts(work.prompts.labels[:8], work.prompts.noise[:8], work.prompts.seed)
+    students = {m: work.student(m, METHODS[m], rates[m], 0) for m in METHODS}
+    pictures = {(s, k): sample_teacher(work.teacher, few, s, k, CFG) for s in ("ddim", "dpmpp_2s") for k in STEPS}
+    pictures |= {(m, k): sample_student(students[m], few, k, 1.0 if m == "lcm" else GAMMA) for m in METHODS for k in STEPS}
+    draw_steps(pictures, work.out / "steps.png")
+    draw_gammas(students["tcd"], few, work.out / "gamma.png")
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
