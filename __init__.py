@@ -5,3 +5,17 @@
 """
 
 __version__ = "0.1.0"
+
+
+async def comfy_entrypoint() -> object:
+    """The extension, for ComfyUI: registers the sampler and the scheduler, and lists the nodes."""
+    import logging
+
+    try:
+        from .nodes import TCDExtension
+    except Exception:
+        logging.getLogger(__name__).exception(
+            "the TCD nodes cannot be loaded"
+        )  # ComfyUI says only the message
+        raise
+    return TCDExtension()

@@ -1,1 +1,18 @@
-"""The ComfyUI side: the only folder that may import ComfyUI."""
+"""The ComfyUI side: the only folder that may import ComfyUI. Importing it registers the sampler."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import ComfyExtension, io
+
+from . import sampler
+from .tcd_sss import register
+
+NODES: list[type[io.ComfyNode]] = [*sampler.NODES]
+
+
+class TCDExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+register()

@@ -1,0 +1,20 @@
+"""What differs between releases of the host's node API (`comfy_api.v0_0_2` throughout)."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from comfy_api.v0_0_2 import io
+
+
+def schema(**given: Any) -> io.Schema:
+    """`io.Schema(...)` without what this release does not know: an unknown field fails the whole pack."""
+    known = {field.name for field in fields(io.Schema)}
+    return io.Schema(**{name: value for name, value in given.items() if name in known})
+
+
+def advanced(widget: Any) -> Any:
+    """The widget, behind "show advanced inputs" where the frontend has that; `advanced=` is not in 0.3.64."""
+    widget.extra_dict = {**(widget.extra_dict or {}), "advanced": True}
+    return widget
