@@ -29,7 +29,9 @@ class Level(NamedTuple):
 
     def broadcast(self, x: Tensor) -> Level:
         """Shaped to multiply `x [B, C, ...]`, on its device, in the type to compute in: at least float32."""
-        return Level(_like(self.alpha, x), _like(self.sigma, x))
+        # copy: a schedule made in inference mode, as in ComfyUI, must not end up in an autograd graph.
+        alpha, sigma = (rows(scale.to(compute_dtype(x), copy=True), x) for scale in self)
+        return Level(alpha, sigma)
 
 
 class Point(NamedTuple):
@@ -50,10 +52,9 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
-def _like(scale: Tensor, x: Tensor) -> Tensor:
-    shape = (*scale.shape, *([1] * (x.ndim - 1))) if scale.ndim else ()
-    # copy: a schedule made in inference mode (as ComfyUI does) must not end up in an autograd graph.
-    return scale.reshape(shape).to(device=x.device, dtype=compute_dtype(x), copy=True)
+def rows(values: Tensor, x: Tensor) -> Tensor:
+    """[] or [B], one value per sample, shaped and placed to broadcast against `x [B, C, ...]`."""
+    return values.reshape(-1, *([1] * (x.ndim - 1))).to(x.device)
 
 
 def to_x0_eps(kind: str, output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:

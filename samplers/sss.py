@@ -59,7 +59,7 @@ def through(schedule: Schedule, points: Sequence[Point], gammas: Sequence[float]
     times `s` between them come from `schedule`.
     """
     steps: list[Step] = []
-    for now, next_, gamma in zip(points, points[1:], gammas, strict=True):
+    for (now, next_), gamma in zip(pairwise(points), gammas, strict=True):
         t_next = float(next_.t)
         s = schedule.target(t_next, gamma)
         steps.append(Step(now, schedule.point(s), next_) if s < t_next else Step(now, next_, None))

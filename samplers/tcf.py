@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .levels import Level, Point, compute_dtype
+from .levels import Level, Point, rows
 from .schedules import Schedule
 
 Predict = Callable[[Tensor, Point, Point], tuple[Tensor, Tensor]]
@@ -58,7 +58,7 @@ def tcf2(predict: Predict, x: Tensor, now: Point, down: Point, schedule: Schedul
     _, eps_u = predict(x_u.to(x.dtype), middle, down)
     alpha_t, sigma_t = Level(torch.where(exists, now.level.alpha, 1.0), now.level.sigma).broadcast(first.x)
     x_s = tcf1((x - sigma_t * eps_u) / alpha_t, eps_u, down.level)
-    return first._replace(x=torch.where(_rows(exists, x), x_s, first.x))
+    return first._replace(x=torch.where(rows(exists, x), x_s, first.x))
 
 
 def multistep(
@@ -78,21 +78,13 @@ def multistep(
     weight = torch.nan_to_num(h / (2 * h_previous), nan=0.0, posinf=0.0, neginf=0.0)
     if not bool(weight.any()):
         return first
-    x0 = first.x0 + _rows(weight, first.x) * (first.x0 - previous[1])
+    x0 = first.x0 + rows(weight.to(first.x0.dtype), x) * (first.x0 - previous[1])
     alpha_t, sigma_t = now.level.broadcast(first.x)
     x_s = tcf1(x0, (x - alpha_t * x0) / sigma_t, down.level)
-    return first._replace(x=torch.where(_rows(weight, x) != 0, x_s, first.x))
+    return first._replace(x=torch.where(rows(weight != 0, x), x_s, first.x))
 
 
 def _boundary(x_s: Tensor, x: Tensor, now: Point, down: Point) -> Tensor:
     """f(x, s, s) = x exactly (27): the x0/eps form gives it to rounding only."""
     same = (now.level.alpha == down.level.alpha) & (now.level.sigma == down.level.sigma)
-    return torch.where(_rows(same, x), x.to(x_s.dtype), x_s) if bool(same.any()) else x_s
-
-
-def _rows(values: Tensor, x: Tensor) -> Tensor:
-    """[] or [B] to the shape that broadcasts against `x [B, C, ...]`; numbers in the type to compute in."""
-    shape = (*values.shape, *([1] * (x.ndim - 1))) if values.ndim else ()
-    return values.reshape(shape).to(
-        x.device, values.dtype if values.dtype == torch.bool else compute_dtype(x)
-    )
+    return torch.where(rows(same, x), x.to(x_s.dtype), x_s) if bool(same.any()) else x_s
