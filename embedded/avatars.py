@@ -1,7 +1,9 @@
 """Pixel-art avatars with word prompts: the data set behind the embedded model.
 
-A picture is nine *slots* that a prompt can name (mood, skin, hair length, ...) and everything else, which stays free: which
-of 21 long hair cuts, which eyes, which shade of brown. `p(image | prompt)` is therefore a true distribution, and not a look-up.
+A picture is nine *slots* that a prompt can name (mood, skin, hair length, ...) and everything else, which
+stays free: which of 21 long hair cuts, which eyes, which shade of brown. `p(image | prompt)` is therefore a
+true distribution,
+and not a look-up.
 The drawings are DiceBear's "Pixel Art" (CC0 1.0), kept in `data/components.json` as bitmaps; the words, their
 probabilities and the backgrounds are ours.
 """
@@ -27,9 +29,11 @@ UNSPECIFIED = 0  # value of a slot that the prompt does not mention
 
 @dataclass(frozen=True)
 class Slot:
-    """One thing that a prompt can say. `phrases[i]` is the wording of value `i + 1`; value 0 is "unspecified".
+    """One thing that a prompt can say. `phrases[i]` is the wording of value `i + 1`; value 0 is
+    "unspecified".
 
-    `shades` are the colours a value stands for (one of them is drawn); `odds` are the values' probabilities in the data.
+    `shades` are the colours a value stands for (one of them is drawn); `odds` are the values' probabilities
+    in the data.
     """
 
     name: str
@@ -91,8 +95,14 @@ SLOTS: tuple[Slot, ...] = (
     Slot("top", tuple(f"{k} top" for k in _TOP), _even(4), tuple(_TOP.values())),
     Slot("glasses", ("no glasses", "glasses", "sunglasses"), (0.7, 0.15, 0.15)),
     Slot("beard", ("no beard", "beard"), (0.85, 0.15)),
-    # "hat" alone means a hat of any colour; the data names the colour, and training renames some of them to "hat".
-    Slot("hat", ("no hat", *(f"{k} hat" for k in _HAT), "hat"), (0.85, *((0.15 / 7,) * 7), 0.0), ((), *_HAT.values())),
+    # "hat" alone means a hat of any colour; the data names the colour, and training renames some of them to
+    # "hat".
+    Slot(
+        "hat",
+        ("no hat", *(f"{k} hat" for k in _HAT), "hat"),
+        (0.85, *((0.15 / 7,) * 7), 0.0),
+        ((), *_HAT.values()),
+    ),
     Slot("background", tuple(f"{k} background" for k in _BACKGROUND), _even(8), tuple(_BACKGROUND.values())),
 )
 SLOT = {slot.name: i for i, slot in enumerate(SLOTS)}
@@ -115,7 +125,9 @@ def draw_labels(count: int, rng: np.random.Generator) -> Labels:
 
 
 def forget(labels: Labels, rng: np.random.Generator, *, none: float = 0.12, some: float = 0.25) -> Labels:
-    """Leave slots unspecified, as short prompts do: all of them (share `none`, for guidance), or each with odds 1/2 (share `some`)."""
+    """Leave slots unspecified, as short prompts do: all of them (share `none`, for guidance), or each with
+    odds 1/2 (share `some`).
+    """
     labels = labels.copy()
     hats = labels[:, SLOT["hat"]]
     hats[(hats > 1) & (rng.random(len(labels)) < 0.2)] = ANY_HAT
@@ -127,7 +139,9 @@ def forget(labels: Labels, rng: np.random.Generator, *, none: float = 0.12, some
 
 
 def draw_images(labels: Labels, rng: np.random.Generator) -> Images:
-    """Draw one picture for each full prompt. `labels [B, 9]`, all specified; returns uint8 `[B, 16, 16, 3]` RGB."""
+    """Draw one picture for each full prompt. `labels [B, 9]`, all specified; returns uint8 `[B, 16, 16, 3]`
+    RGB.
+    """
     return draw_details(labels, rng)[0]
 
 
@@ -139,7 +153,9 @@ def draw_details(labels: Labels, rng: np.random.Generator) -> tuple[Images, dict
     colours = {name: _pick_colours(rng, [shades] * len(labels)) for name, shades in _FREE.items()}
     for group in ("skin", "hair", "top", "hat", "background"):
         slot = SLOTS[SLOT[group]]
-        colours[group] = _pick_colours(rng, [slot.shades[v - 1] or ("000000",) for v in labels[:, SLOT[group]]])
+        colours[group] = _pick_colours(
+            rng, [slot.shades[v - 1] or ("000000",) for v in labels[:, SLOT[group]]]
+        )
     colours["clothing"] = colours.pop("top")
 
     canvas = np.repeat(colours["background"][:, None, None, :], SIZE, 1).repeat(SIZE, 2)
@@ -172,7 +188,9 @@ def complete(labels: Labels, rng: np.random.Generator) -> Labels:
 
 @dataclass(frozen=True)
 class _Group:
-    """Layers of one kind of drawing, padded: `masks [V, L, 16, 16]`, `opacity [V, L]`, `fixed [V, L, 3]`, `own_colour [V, L]`."""
+    """Layers of one kind of drawing, padded: `masks [V, L, 16, 16]`, `opacity [V, L]`, `fixed [V, L, 3]`,
+    `own_colour [V, L]`.
+    """
 
     names: tuple[str, ...]
     colour: str
@@ -184,7 +202,9 @@ class _Group:
 
 @cache
 def _components() -> dict[str, dict[str, list[tuple[str, float, str]]]]:
-    groups: dict[str, dict[str, list[tuple[str, float, str]]]] = json.loads(COMPONENTS.read_text("utf-8"))["groups"]
+    groups: dict[str, dict[str, list[tuple[str, float, str]]]] = json.loads(COMPONENTS.read_text("utf-8"))[
+        "groups"
+    ]
     return groups
 
 
@@ -211,14 +231,16 @@ def _group(name: str) -> _Group:
 
 
 def _variants(labels: Labels, rng: np.random.Generator) -> dict[str, npt.NDArray[np.int64]]:
-    """Which drawing of each kind, bottom layer first. -1 is the empty row of `_group`: this picture has none."""
+    """Which drawing of each kind, bottom layer first; -1 is the empty row of `_group`: there is none."""
     count = len(labels)
 
     def among(group: str, prefixes: list[str]) -> npt.NDArray[np.int64]:
         names = _group(group).names
         pools = {p: [i for i, n in enumerate(names) if n.startswith(p)] for p in set(prefixes)}
         u = rng.random(len(prefixes))
-        return np.array([pools[p][int(x * len(pools[p]))] for p, x in zip(prefixes, u, strict=True)], np.int64)
+        return np.array(
+            [pools[p][int(x * len(pools[p]))] for p, x in zip(prefixes, u, strict=True)], np.int64
+        )
 
     def said(slot: str, *prefixes: str) -> list[str]:
         return [prefixes[v - 1] for v in labels[:, SLOT[slot]]]

@@ -23,7 +23,9 @@ UNSAID = ("hair", "clothing", "eyes", "mouth", "glasses", "beard", "hat", "acces
 
 
 class Classifier(nn.Module):
-    """`forward(images uint8 [B, 16, 16, 3]) -> (features [B, 128], logits: slot values, then unsaid drawings)`."""
+    """`forward(images uint8 [B, 16, 16, 3]) -> (features [B, 128], logits: slot values, then unsaid
+    drawings)`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +34,13 @@ class Classifier(nn.Module):
             return nn.Sequential(nn.Conv2d(a, b, 3, stride, padding=1), nn.GroupNorm(8, b), nn.SiLU())
 
         self.body = nn.Sequential(
-            conv(3, 32), conv(32, 48), conv(48, 64, 2), conv(64, 96), conv(96, 96, 2), nn.Flatten(), nn.Linear(96 * 16, FEATURES)
+            conv(3, 32),
+            conv(32, 48),
+            conv(48, 64, 2),
+            conv(64, 96),
+            conv(96, 96, 2),
+            nn.Flatten(),
+            nn.Linear(96 * 16, FEATURES),
         )
         self.sizes = [len(slot.odds) for slot in SLOTS] + [drawings(g) + 1 for g in UNSAID]
         self.heads = nn.ModuleList(nn.Linear(FEATURES, n) for n in self.sizes)
@@ -61,7 +69,9 @@ class Classifier(nn.Module):
 
 
 def train_classifier(out: Path, *, steps: int = 3000, batch: int = 128, seed: int = 0) -> dict[str, float]:
-    """Train on freshly drawn pictures, slightly noised so that small defects do not decide; returns held-out accuracies."""
+    """Train on freshly drawn pictures, slightly noised so that small defects do not decide; returns held-out
+    accuracies.
+    """
     torch.manual_seed(seed)
     model = Classifier()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, fused=True)
@@ -100,4 +110,6 @@ def _labelled(seed: int, count: int, stretch: int) -> tuple[Tensor, Tensor]:
     labels = draw_labels(count, rng)
     images, variants = draw_details(labels, rng)
     unsaid = [np.where(variants[g] < 0, drawings(g), variants[g]) for g in UNSAID]
-    return torch.from_numpy(images), torch.from_numpy(np.concatenate([labels - 1, np.stack(unsaid, 1)], axis=1))
+    return torch.from_numpy(images), torch.from_numpy(
+        np.concatenate([labels - 1, np.stack(unsaid, 1)], axis=1)
+    )

@@ -22,8 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     teacher.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for f in fields(TeacherConfig):
         kind = type(f.default)
-        teacher.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=f.default, help=f"default {f.default}")
-    vae = what.add_parser("train-vae", help="train the autoencoder; the teacher and every LoRA then have to be made again")
+        teacher.add_argument(
+            f"--{f.name.replace('_', '-')}", type=kind, default=f.default, help=f"default {f.default}"
+        )
+    vae = what.add_parser(
+        "train-vae", help="train the autoencoder; the teacher and every LoRA then have to be made again"
+    )
     vae.add_argument("--out", type=Path, default=FILE)
     vae.add_argument("--steps", type=int, default=2500)
     vae.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,6 @@
-"""The comparison that the demo and the reproduction draw: every method at every step count, measured and pictured."""
+"""The comparison that the demo and the reproduction draw: every method at every step count, measured and
+pictured.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ def compare(
     end: str = "official",
     report: Report,
 ) -> tuple[list[dict[str, Any]], dict[tuple[str, int], Tensor]]:
-    """Rows of results.json and the pictures by (method, steps). LCM is sampled with gamma 1, its own sampler."""
+    """Rows of results.json and the pictures by (method, steps). LCM is sampled with gamma 1, its own."""
     rows: list[dict[str, Any]] = []
     pictures: dict[tuple[str, int], Tensor] = {}
     for method in ("ddim", "dpmpp_2s", *students):
@@ -53,7 +55,9 @@ def compare(
             else:
                 images = sample_student(students[method], prompts, count, own, end=end)
             row = {"method": method, "steps": count, "gamma": None if method.startswith("lcm") else own}
-            rows.append({**row, **judge.measure(images, prompts.labels), "distance": distance(images, pictures)})
+            rows.append(
+                {**row, **judge.measure(images, prompts.labels), "distance": distance(images, pictures)}
+            )
             pictures[method, count] = images[:64]
             report(f"{NAMES.get(method, method)}, {count} steps: Frechet distance {rows[-1]['frechet']:.1f}")
     rows.append({"method": "real", "steps": 0, "gamma": None, **judge.floor(prompts.labels)})
@@ -61,14 +65,18 @@ def compare(
 
 
 def distance(images: Tensor, pictures: Mapping[tuple[str, int], Tensor]) -> float | None:
-    """Root mean square difference, in grey levels, to the teacher's own 20-step DDIM picture from the same noise."""
+    """Root mean square difference, in grey levels, to the teacher's own 20-step DDIM picture from the same
+    noise.
+    """
     converged = pictures.get(("ddim", max(STEPS)))
     if converged is None:
         return None
     return round(float((images[: len(converged)].float() - converged.float()).square().mean().sqrt()), 2)
 
 
-def draw_steps(pictures: Mapping[tuple[str, int], Tensor], path: Path, *, columns: int = 4, rows: int = 2) -> None:
+def draw_steps(
+    pictures: Mapping[tuple[str, int], Tensor], path: Path, *, columns: int = 4, rows: int = 2
+) -> None:
     """Methods by steps: the same prompts and noise in every cell."""
     methods = list(dict.fromkeys(m for m, _ in pictures))
     steps = sorted({k for _, k in pictures})
@@ -77,8 +85,12 @@ def draw_steps(pictures: Mapping[tuple[str, int], Tensor], path: Path, *, column
     table_picture(cells, names, [f"{k} step{'s' * (k > 1)}" for k in steps], "Same prompts, same noise", path)
 
 
-def draw_gammas(student: EmbeddedModel, prompts: Prompts, path: Path, steps: Sequence[int] = (2, 4, 8, 20)) -> None:
+def draw_gammas(
+    student: EmbeddedModel, prompts: Prompts, path: Path, steps: Sequence[int] = (2, 4, 8, 20)
+) -> None:
     """Gamma by steps: more gamma, more noise put back between the steps."""
     few = Prompts(prompts.labels[:8], prompts.noise[:8], prompts.seed)
     cells = [[tile(sample_student(student, few, k, g), 4, 3) for k in steps] for g in GAMMAS]
-    table_picture(cells, [f"gamma {g:g}" for g in GAMMAS], [f"{k} steps" for k in steps], "gamma by steps", path)
+    table_picture(
+        cells, [f"gamma {g:g}" for g in GAMMAS], [f"{k} steps" for k in steps], "gamma by steps", path
+    )

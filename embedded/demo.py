@@ -1,4 +1,6 @@
-"""`tcd demo`: distil a TCD LoRA before your eyes, then compare it with its teacher and with LCM. About five minutes on two cores."""
+"""`tcd demo`: distil a TCD LoRA before your eyes, then compare it with its teacher and with LCM. About five
+minutes on two cores.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ COLUMNS = ("method", "steps", "gamma", "frechet", "frechet_ci", "complexity", "p
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder to write into (default demo-output)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo-output"), help="folder to write into (default demo-output)"
+    )
     parser.add_argument("--seconds", type=float, default=110.0, help="time to distil for (default 110)")
     parser.add_argument("--samples", type=int, default=500, help="samples behind each figure (default 500)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the distillation (default 0)")
@@ -42,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
     run_folder = args.out / "distillation"
     shutil.rmtree(run_folder, ignore_errors=True)
     steps = affordable_steps(model, args.seconds, args.out / ".warm-up", args.seed)
-    config = DistillConfig.resolve("embedded", steps=steps, seed=args.seed, validate_every=max(1, steps // 2), save_every=steps)
+    config = DistillConfig.resolve(
+        "embedded", steps=steps, seed=args.seed, validate_every=max(1, steps // 2), save_every=steps
+    )
     say(f"2/4 distilling a TCD LoRA from prompts alone: {steps} iterations of {config.batch}", began)
     distil_embedded(model, config, run_folder)
 
@@ -71,7 +77,10 @@ def run(args: argparse.Namespace) -> int:
         f"A LoRA distilled in {steps} iterations on this machine, beside the shipped ones and their teacher. "
         "The same prompts and noise in every cell.",
         results,
-        [("Methods by steps", args.out / "steps.png"), ("Gamma by steps (shipped TCD LoRA)", args.out / "gamma.png")],
+        [
+            ("Methods by steps", args.out / "steps.png"),
+            ("Gamma by steps (shipped TCD LoRA)", args.out / "gamma.png"),
+        ],
         loss,
     )
     print(table)
@@ -82,22 +91,34 @@ def run(args: argparse.Namespace) -> int:
 
 
 def affordable_steps(model: EmbeddedModel, seconds: float, scratch: Path, seed: int) -> int:
-    """How many iterations fit into `seconds` on this machine: from a short run, its one-off part taken out; 20 to 600."""
+    """How many iterations fit into `seconds` on this machine: from a short run, its one-off part taken out;
+    20 to 600.
+    """
     marks: list[float] = []
     probe = DistillConfig.resolve("embedded", steps=6, warmup=1, trajectories=8, seed=seed)
     try:
-        distil_embedded(model, probe, scratch, on_step=lambda *_: marks.append(time.monotonic()), validate=False, quiet=True)
+        distil_embedded(
+            model,
+            probe,
+            scratch,
+            on_step=lambda *_: marks.append(time.monotonic()),
+            validate=False,
+            quiet=True,
+        )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     per_step = (marks[-1] - marks[1]) / (len(marks) - 2)
-    return max(20, min(600, int(seconds / (per_step * 1.35))))  # the teacher's trajectories are a third on top
+    return max(
+        20, min(600, int(seconds / (per_step * 1.35)))
+    )  # the teacher's trajectories are a third on top
 
 
 def settings_of(config: DistillConfig, samples: int) -> dict[str, Any]:
     """What results.json says of how it was made."""
     return {
         "steps": list(STEPS), "gamma": GAMMA, "cfg": CFG, "samples": samples, "end": "official",
-        "iterations": config.steps, "batch": config.batch, "learning_rate": config.learning_rate, "seed": config.seed,
+        "iterations": config.steps, "batch": config.batch, "learning_rate": config.learning_rate,
+        "seed": config.seed,
     }  # fmt: skip
 
 

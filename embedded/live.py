@@ -32,7 +32,9 @@ def distil_embedded(
     validate: bool = True,
     quiet: bool = False,
 ) -> Outcome:
-    """Distil `model` into `folder`: data-free from prompts (`labels [B, 9]`), or from shards of real pictures."""
+    """Distil `model` into `folder`: data-free from prompts (`labels [B, 9]`), or from shards of real
+    pictures.
+    """
     prompts = model.encode_labels(training_prompts(config.seed) if labels is None else labels)
     return train(
         config, model, prompts, model.unconditional(), folder,

@@ -1,6 +1,7 @@
 """What is measured of a set of samples, and how sure it is.
 
-None of these is a standard metric under its standard name: the features come from our own classifier of 16x16 avatars.
+None of these is a standard metric under its standard name: the features come from our own classifier of 16x16
+avatars.
 """
 
 from __future__ import annotations
@@ -31,23 +32,29 @@ class Gaussian:
 
 
 def frechet(a: Gaussian, b: Gaussian) -> float:
-    """Frechet distance of two Gaussians, `|m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2))`. Biased upwards for few samples."""
+    """Frechet distance of two Gaussians, `|m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2))`. Biased upwards for few
+    samples.
+    """
     values, vectors = torch.linalg.eigh(b.cov)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ a.cov @ root).clamp(min=0).sqrt().sum()
     return float((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross)
 
 
-def frechet_interval(features: Tensor, real: Gaussian, draws: int = 100, seed: int = 0) -> tuple[float, float, float]:
+def frechet_interval(
+    features: Tensor, real: Gaussian, draws: int = 100, seed: int = 0
+) -> tuple[float, float, float]:
     """`(distance, low, high)`: 95% by bootstrap over the samples.
 
-    A resample repeats samples, which raises the distance itself; only the spread of the resamples is used, around the estimate.
+    A resample repeats samples, which raises the distance itself; only the spread of the resamples is used,
+    around the estimate.
     """
     distance = frechet(Gaussian.of(features), real)
     generator = torch.Generator().manual_seed(seed)
     count = len(features)
     resamples = [
-        frechet(Gaussian.of(features[torch.randint(count, (count,), generator=generator)]), real) for _ in range(draws)
+        frechet(Gaussian.of(features[torch.randint(count, (count,), generator=generator)]), real)
+        for _ in range(draws)
     ]
     spread = torch.tensor(resamples) - sum(resamples) / draws
     low, high = torch.quantile(spread, torch.tensor([0.025, 0.975])).tolist()
@@ -55,7 +62,9 @@ def frechet_interval(features: Tensor, real: Gaussian, draws: int = 100, seed: i
 
 
 def complexity(images: Tensor) -> float:
-    """Bytes of a picture after lossless compression (zlib, level 9), on average: more detail, or more noise, takes more."""
+    """Bytes of a picture after lossless compression (zlib, level 9), on average: more detail, or more noise,
+    takes more.
+    """
     return float(np.mean([len(zlib.compress(image.tobytes(), 9)) for image in images.numpy()]))
 
 
@@ -80,7 +89,7 @@ class Judge:
         return cls(classifier, Gaussian.of(classifier.judge(images)[0]))
 
     def measure(self, images: Tensor, labels: Labels) -> dict[str, object]:
-        """All figures of one set of samples. `images uint8 [B, 16, 16, 3]`, `labels [B, 9]` of their prompts."""
+        """All figures of a set of samples. `images uint8 [B, 16, 16, 3]`, `labels [B, 9]` of the prompts."""
         features, seen = self.classifier.judge(images)
         distance, low, high = frechet_interval(features, self.real)
         return {

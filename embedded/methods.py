@@ -1,4 +1,6 @@
-"""Every way to sample that is compared: TCD and LCM students by our sampler, the teacher by diffusers' solvers."""
+"""Every way to sample that is compared: TCD and LCM students by our sampler, the teacher by diffusers'
+solvers.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ CHUNK = 250
 
 @dataclass(frozen=True)
 class Prompts:
-    """What all methods share: prompts `[B, 9]`, their starting noise `[B, 8, 4, 4]`, and the seed of later noise."""
+    """What all methods share: prompts `[B, 9]`, their starting noise `[B, 8, 4, 4]`, and the seed of later
+    noise.
+    """
 
     labels: Labels
     noise: Tensor
@@ -41,7 +45,9 @@ class Prompts:
 
 
 def with_lora(model: EmbeddedModel, path: Path) -> EmbeddedModel:
-    """A copy of the model with a LoRA merged into its weights; the embedding of a TCF(S+) student stays hung on."""
+    """A copy of the model with a LoRA merged into its weights; the embedding of a TCF(S+) student stays hung
+    on.
+    """
     tensors, _ = load_lora(path)
     student = copy.deepcopy(model)
     merge_lora(student.unet, tensors)
@@ -55,7 +61,7 @@ def with_lora(model: EmbeddedModel, path: Path) -> EmbeddedModel:
 def sample_student(
     model: EmbeddedModel, prompts: Prompts, steps: int, gamma: float, *, order: int = 1, end: str = "official"
 ) -> Tensor:
-    """Pictures of a few-step student, without guidance: uint8 `[B, 16, 16, 3]`. `gamma = 1` is LCM's sampler."""
+    """Pictures of a few-step student, unguided: uint8 `[B, 16, 16, 3]`. `gamma = 1` is LCM's sampler."""
     turns = plan(model.schedule, timesteps(steps), gamma, end)
     done: list[Tensor] = []
     for first, labels, noise in prompts.chunks():
@@ -64,7 +70,9 @@ def sample_student(
         if model.told is not None:
             predict = model.told(predict)
         fresh = lambda: torch.randn(noise.shape, generator=draw)  # noqa: B023, E731
-        done.append(model.decode(sample(predict, noise, turns, fresh, model.schedule, 2 if order == 2 else 1)))
+        done.append(
+            model.decode(sample(predict, noise, turns, fresh, model.schedule, 2 if order == 2 else 1))
+        )
     return torch.cat(done)
 
 
@@ -101,7 +109,9 @@ SOLVERS: dict[str, Callable[[int, str], Any]] = {"ddim": ddim, "dpmpp_2s": dpmpp
 def sample_teacher(
     model: EmbeddedModel, prompts: Prompts, solver: str, steps: int, cfg: float, *, end: str = "official"
 ) -> Tensor:
-    """Pictures of the guided teacher by one of diffusers' solvers; `steps` counts guided evaluations (two network rows each)."""
+    """Pictures of the guided teacher by one of diffusers' solvers; `steps` counts guided evaluations (two
+    network rows each).
+    """
     done: list[Tensor] = []
     for _, labels, noise in prompts.chunks():
         scheduler = SOLVERS[solver](steps, end)

@@ -1,4 +1,4 @@
-"""The embedded model: words -> tokens, the UNet, and the autoencoder: Stable Diffusion's three parts, small."""
+"""The embedded model: words -> tokens, the UNet, the autoencoder: Stable Diffusion's three parts, small."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class TextEncoder(nn.Module):
         self.embedding = nn.Embedding(int(sizes.sum()), dim)
 
     def forward(self, labels: Tensor) -> dict[str, Tensor]:
-        """`labels [B, 9]` slot values; `context [B, 9, 96]`, a token a slot, and `pooled [B, 864]`, the same in a row (SDXL's y)."""
+        """`labels [B, 9]` slot values; `context [B, 9, 96]`, a token a slot, and `pooled [B, 864]`, the same
+        in a row (SDXL's y).
+        """
         context = self.embedding(labels + torch.tensor(self.first, device=labels.device))
         return {"context": context, "pooled": context.flatten(1)}
 

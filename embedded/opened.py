@@ -20,7 +20,11 @@ class Opened:
     metadata: dict[str, str] = field(default_factory=lambda: {"tcd.teacher": "embedded"})
 
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        return self.backbone.encode(prompts) if prompts else self.backbone.encode_labels(training_prompts(self.seed))
+        return (
+            self.backbone.encode(prompts)
+            if prompts
+            else self.backbone.encode_labels(training_prompts(self.seed))
+        )
 
 
 def open_model(args: argparse.Namespace) -> Opened:

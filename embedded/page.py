@@ -13,7 +13,8 @@ from .pictures import line_chart
 STYLE = """
 :root{color-scheme:light dark;--ink:#1c1e24;--paper:#fff;--rule:#d8dbe2;--soft:#6e7480}
 @media(prefers-color-scheme:dark){:root{--ink:#e8eaf0;--paper:#16181d;--rule:#3a3f4a;--soft:#9aa1ae}}
-body{margin:0 auto;max-width:62rem;padding:1rem;font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
+body{margin:0 auto;max-width:62rem;padding:1rem;font:16px/1.5 system-ui,sans-serif;
+color:var(--ink);background:var(--paper)}
 h1{font-size:1.5rem;line-height:1.2}h2{font-size:1.15rem;margin-top:2rem}
 img{max-width:100%;height:auto;image-rendering:pixelated;border:1px solid var(--rule);border-radius:6px}
 svg{width:100%;height:auto;font:12px system-ui,sans-serif}svg text{fill:currentColor}
@@ -32,35 +33,78 @@ NAMES = {
 }
 
 
-def write_page(path: Path, title: str, intro: str, results: Mapping[str, Any], pictures: Sequence[tuple[str, Path]], loss: Sequence[tuple[float, float]]) -> None:
+def write_page(
+    path: Path,
+    title: str,
+    intro: str,
+    results: Mapping[str, Any],
+    pictures: Sequence[tuple[str, Path]],
+    loss: Sequence[tuple[float, float]],
+) -> None:
     """`results` as in results.json; `pictures` as (caption, PNG); `loss` as (step, loss) of the live run."""
     rows: Sequence[Mapping[str, Any]] = results["rows"]
-    gammas = {m: [r for r in rows if r["method"] == m and r.get("gamma") in (None, results["settings"]["gamma"])] for m in NAMES}
-    curves = {NAMES[m]: [(r["steps"], r["frechet"]) for r in rs] for m, rs in gammas.items() if m != "real" and rs}
+    gammas = {
+        m: [r for r in rows if r["method"] == m and r.get("gamma") in (None, results["settings"]["gamma"])]
+        for m in NAMES
+    }
+    curves = {
+        NAMES[m]: [(r["steps"], r["frechet"]) for r in rs] for m, rs in gammas.items() if m != "real" and rs
+    }
     parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(intro)}</p>"]
     for caption, picture in pictures:
         data = base64.b64encode(picture.read_bytes()).decode()
-        parts.append(f'<h2>{html.escape(caption)}</h2><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">')
-    parts.append("<h2>Distance to real pictures, by steps</h2>" + line_chart(curves, x="steps", y="Frechet distance (lower is better)", log_x=True, log_y=True))
+        parts.append(
+            f'<h2>{html.escape(caption)}</h2><img alt="{html.escape(caption)}" '
+            f'src="data:image/png;base64,{data}">'
+        )
+    parts.append(
+        "<h2>Distance to real pictures, by steps</h2>"
+        + line_chart(curves, x="steps", y="Frechet distance (lower is better)", log_x=True, log_y=True)
+    )
     if loss:
-        parts.append("<h2>Loss of the distillation</h2>" + line_chart({"loss": loss}, x="step", y="loss", log_y=True))
+        parts.append(
+            "<h2>Loss of the distillation</h2>" + line_chart({"loss": loss}, x="step", y="loss", log_y=True)
+        )
     parts.append("<h2>Figures</h2>" + _table(rows))
-    settings = "".join(f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in results["settings"].items())
+    settings = "".join(
+        f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>"
+        for k, v in results["settings"].items()
+    )
     parts.append(f'<h2>Settings</h2><div class="wide"><table>{settings}</table></div>')
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title>'
-    path.write_text(f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{"".join(parts)}</body></html>', "utf-8")
+    viewport = '<meta name="viewport" content="width=device-width,initial-scale=1">'
+    head = f'<meta charset="utf-8">{viewport}<title>{html.escape(title)}</title>'
+    path.write_text(
+        f"<!doctype html><html "
+        f'lang="en"><head>{head}<style>{STYLE}</style></head><body>{"".join(parts)}</body></html>',
+        "utf-8",
+    )
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = ("method", "steps", "gamma", "Frechet distance", "95%", "complexity", "prompt words right", "samples")
+    names = (
+        "method",
+        "steps",
+        "gamma",
+        "Frechet distance",
+        "95%",
+        "complexity",
+        "prompt words right",
+        "samples",
+    )
     head = "".join(f"<th>{n}</th>" for n in names)
     lines: list[str] = []
     for row in rows:
         low, high = row["frechet_ci"]
         gamma = "" if row.get("gamma") is None else f"{row['gamma']:g}"
         cells = (
-            NAMES.get(row["method"], row["method"]), row.get("steps", ""), gamma, f"{row['frechet']:.1f}", f"{low:.1f} to {high:.1f}",
-            f"{row['complexity']:.0f}", f"{100 * row['prompt_accuracy']:.1f}%", row["samples"],
+            NAMES.get(row["method"], row["method"]),
+            row.get("steps", ""),
+            gamma,
+            f"{row['frechet']:.1f}",
+            f"{low:.1f} to {high:.1f}",
+            f"{row['complexity']:.0f}",
+            f"{100 * row['prompt_accuracy']:.1f}%",
+            row["samples"],
         )
         lines.append("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in cells) + "</tr>")
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'

@@ -17,7 +17,9 @@ def tile(images: Tensor, columns: int, scale: int) -> Tensor:
     """`[B, H, W, 3]` in rows of `columns`, each pixel `scale` wide, one pixel of paper between."""
     count, height, width, _ = images.shape
     rows = -(-count // columns)
-    sheet = torch.full((rows * (height * scale + 2), columns * (width * scale + 2), 3), 255, dtype=torch.uint8)
+    sheet = torch.full(
+        (rows * (height * scale + 2), columns * (width * scale + 2), 3), 255, dtype=torch.uint8
+    )
     big = images.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
     for i, image in enumerate(big):
         top, left = (i // columns) * (height * scale + 2), (i % columns) * (width * scale + 2)
@@ -26,16 +28,24 @@ def tile(images: Tensor, columns: int, scale: int) -> Tensor:
 
 
 def table_picture(
-    cells: Sequence[Sequence[Tensor | None]], rows: Sequence[str], columns: Sequence[str], title: str, path: Path
+    cells: Sequence[Sequence[Tensor | None]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    path: Path,
 ) -> None:
-    """A labelled table of pictures as PNG. `cells[r][c]` uint8 `[H, W, 3]`, all of one size, or None for an empty cell."""
+    """A labelled table of pictures as PNG. `cells[r][c]` uint8 `[H, W, 3]`, all of one size, or None for an
+    empty cell.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     height, width = next(c.shape[:2] for row in cells for c in row if c is not None)
     font, small = ImageFont.load_default(20), ImageFont.load_default(15)
     left = 24 + max(int(font.getlength(line)) for r in rows for line in r.split("\n"))
     top, gap = 84, 12
-    sheet = Image.new("RGB", (left + len(columns) * (width + gap) + gap, top + len(rows) * (height + gap) + gap), PAPER)
+    sheet = Image.new(
+        "RGB", (left + len(columns) * (width + gap) + gap, top + len(rows) * (height + gap) + gap), PAPER
+    )
     draw = ImageDraw.Draw(sheet)
     draw.text((12, 12), title, INK, font)
     for c, name in enumerate(columns):
@@ -52,7 +62,12 @@ def table_picture(
 
 
 def line_chart(
-    series: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, log_y: bool = False, log_x: bool = False
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x: str,
+    y: str,
+    log_y: bool = False,
+    log_x: bool = False,
 ) -> str:
     """An SVG chart of `name -> [(x, y), ...]`; colours follow the text colour and a fixed row of hues."""
     import math
@@ -72,9 +87,15 @@ def line_chart(
         up = (fy(p[1]) - y0) / (y1 - y0 or 1)
         return round(pad + across * (width - 2 * pad), 1), round(height - pad - up * (height - 2 * pad), 1)
 
-    out = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(y)} by {html.escape(x)}">']
-    out.append(f'<path d="M{pad} {pad / 2}V{height - pad}H{width - pad / 2}" fill="none" stroke="currentColor" opacity=".4"/>')
-    for value in sorted({p[0] for p in points}) if len({p[0] for p in points}) <= 9 else (min(xs), max(xs)):
+    out = [
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(y)} by {html.escape(x)}">'
+    ]
+    out.append(
+        f'<path d="M{pad} {pad / 2}V{height - pad}H{width - pad / 2}" fill="none" stroke="currentColor" '
+        'opacity=".4"/>'
+    )
+    across = sorted({p[0] for p in points})
+    for value in across if len(across) <= 9 else (across[0], across[-1]):
         px, _ = place((value, points[0][1]))
         out.append(f'<text x="{px}" y="{height - pad + 18}" text-anchor="middle">{value:g}</text>')
     for value in (min(p[1] for p in points), max(p[1] for p in points)):
@@ -88,7 +109,10 @@ def line_chart(
         out.append(f'<path d="{path}" fill="none" stroke="{hue}" stroke-width="2"/>')
         if len(line) <= 12:
             out += [f'<circle cx="{px}" cy="{py}" r="3" fill="{hue}"/>' for px, py in map(place, line)]
-        out.append(f'<text x="{width - pad}" y="{18 + 16 * i}" text-anchor="end" style="fill:{hue}">{html.escape(name)}</text>')
+        out.append(
+            f'<text x="{width - pad}" y="{18 + 16 * i}" text-anchor="end" '
+            f'style="fill:{hue}">{html.escape(name)}</text>'
+        )
     return "".join(out) + "</svg>"
 
 
@@ -96,7 +120,9 @@ def text_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str
     """Records as a plain table, right-aligned."""
     body = [[_cell(row.get(c)) for c in columns] for row in rows]
     widths = [max(len(c), *(len(line[i]) for line in body)) for i, c in enumerate(columns)]
-    lines = ["  ".join(v.rjust(w) for v, w in zip(line, widths, strict=True)) for line in [list(columns), *body]]
+    lines = [
+        "  ".join(v.rjust(w) for v, w in zip(line, widths, strict=True)) for line in [list(columns), *body]
+    ]
     return "\n".join(lines)
 
 

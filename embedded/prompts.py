@@ -38,9 +38,11 @@ def known_words() -> str:
 
 
 def parse(prompt: str) -> list[int]:
-    """Slot values of one prompt, e.g. "happy person, short black hair, glasses". The empty prompt leaves all unspecified.
+    """Slot values of one prompt, e.g. "happy person, short black hair, glasses". The empty prompt leaves all
+    unspecified.
 
-    Raises ValueError for a phrase that is not known (with the nearest ones and the whole list) and for contradictions.
+    Raises ValueError for a phrase that is not known (with the nearest ones and the whole list) and for
+    contradictions.
     """
     values = [UNSPECIFIED] * len(SLOTS)
     said: dict[int, str] = {}
@@ -53,7 +55,9 @@ def parse(prompt: str) -> list[int]:
         if phrase not in VOCABULARY:
             near = difflib.get_close_matches(phrase, VOCABULARY, n=3)
             hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-            raise ValueError(f"prompt: unknown phrase {phrase!r}.{hint} Known, separated by commas: {known_words()}")
+            raise ValueError(
+                f"prompt: unknown phrase {phrase!r}.{hint} Known, separated by commas: {known_words()}"
+            )
         for slot, value in VOCABULARY[phrase]:
             if values[slot] not in (UNSPECIFIED, value):
                 raise ValueError(f"prompt: {phrase!r} contradicts {said[slot]!r}; keep one of them")
@@ -64,7 +68,9 @@ def parse(prompt: str) -> list[int]:
 def parse_all(prompts: Sequence[str]) -> Labels:
     """`[B, 9]` slot values; refuses an empty list."""
     if not prompts:
-        raise ValueError("prompts: the list is empty; give at least one line (an empty line is the empty prompt)")
+        raise ValueError(
+            "prompts: the list is empty; give at least one line (an empty line is the empty prompt)"
+        )
     return np.array([parse(p) for p in prompts], np.int64)
 
 

@@ -1,7 +1,10 @@
-"""`tcd reproduce`: the paper's Table 1, Table 2 and Figure 6 on the embedded model, fairly won. Hours; stop and resume at will.
+"""`tcd reproduce`: the paper's Table 1, Table 2 and Figure 6 on the embedded model, fairly won. Hours; stop
+and resume at will.
 
-Every method at its own best learning rate from a stated grid, equal iterations and batch, the same prompts, noise and last
-step, three training seeds behind each claim. Each stage leaves its figures in `OUT/stages/`, and is not run again.
+Every method at its own best learning rate from a stated grid, equal iterations and batch, the same prompts,
+noise and last step, three training seeds behind each claim. Each stage leaves its figures in `OUT/stages/`,
+and is not run
+again.
 """
 
 from __future__ import annotations
@@ -53,11 +56,19 @@ Row = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="folder of the runs (default runs/reproduce)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/reproduce"), help="folder of the runs (default runs/reproduce)"
+    )
     parser.add_argument("--samples", type=int, default=2000, help="samples behind each figure (default 2000)")
-    parser.add_argument("--publish", type=Path, help="also copy tables, pictures and results.json here, e.g. docs/reproduction")
+    parser.add_argument(
+        "--publish",
+        type=Path,
+        help="also copy tables, pictures and results.json here, e.g. docs/reproduction",
+    )
     parser.add_argument("--ship", action="store_true", help="also make seed 0's LoRAs the shipped ones")
-    parser.add_argument("--only", choices=("table1", "figure6", "table2", "variants"), nargs="*", help="these parts alone")
+    parser.add_argument(
+        "--only", choices=("table1", "figure6", "table2", "variants"), nargs="*", help="these parts alone"
+    )
 
 
 class Reproduction:
@@ -67,7 +78,9 @@ class Reproduction:
         self.out, self.began = out, time.monotonic()
         self.teacher, self.judge = EmbeddedModel.load(), Judge.load()
         self.prompts = evaluation_prompts(samples)
-        self.tuning = evaluation_prompts(min(samples, 1000), seed=4)  # learning rates are chosen on other prompts
+        self.tuning = evaluation_prompts(
+            min(samples, 1000), seed=4
+        )  # learning rates are chosen on other prompts
 
     def stage(self, name: str, make: Callable[[], list[Row]]) -> list[Row]:
         """Rows of a stage, from its file if it is done."""
@@ -90,7 +103,13 @@ class Reproduction:
         """A distilled student, from its file if it is done."""
         folder = self.out / "students" / f"{name}-lr{rate:g}-seed{seed}"
         if not (folder / LORA).is_file():
-            values = {"steps": ITERATIONS, **settings, "learning_rate": rate, "seed": seed, "save_every": 200}
+            values: dict[str, Any] = {
+                "steps": ITERATIONS,
+                **settings,
+                "learning_rate": rate,
+                "seed": seed,
+                "save_every": 200,
+            }
             config = DistillConfig.resolve("embedded", **values)
             self.say(f"distilling {folder.name}: {config.steps} iterations of {config.batch}")
             distil_embedded(self.teacher, config, folder, validate=False)
@@ -99,7 +118,9 @@ class Reproduction:
         return with_lora(self.teacher, folder / LORA)
 
     def best_rate(self, method: str) -> float:
-        """The learning rate of the grid whose seed-0 student is nearest to real pictures, on average over 2 to 20 steps."""
+        """The learning rate of the grid whose seed-0 student is nearest to real pictures, on average over 2
+        to 20 steps.
+        """
 
         def measure() -> list[Row]:
             gamma = 1.0 if method == "lcm" else GAMMA
@@ -108,7 +129,14 @@ class Reproduction:
                 student = self.student(method, METHODS[method], rate, 0)
                 for steps in STEPS[1:]:
                     images = sample_student(student, self.tuning, steps, gamma)
-                    rows.append({"method": method, "rate": rate, "steps": steps, **self.judge.measure(images, self.tuning.labels)})
+                    rows.append(
+                        {
+                            "method": method,
+                            "rate": rate,
+                            "steps": steps,
+                            **self.judge.measure(images, self.tuning.labels),
+                        }
+                    )
             return rows
 
         rows = self.stage(f"rates-{method}", measure)
@@ -121,7 +149,14 @@ class Reproduction:
         for count in steps:
             for gamma in FIGURE_6:
                 images = sample_student(student, self.prompts, count, gamma)
-                rows.append({"method": name, "steps": count, "gamma": gamma, **self.judge.measure(images, self.prompts.labels)})
+                rows.append(
+                    {
+                        "method": name,
+                        "steps": count,
+                        "gamma": gamma,
+                        **self.judge.measure(images, self.prompts.labels),
+                    }
+                )
         return rows
 
 
@@ -141,14 +176,30 @@ def run(args: argparse.Namespace) -> int:
     if "variants" in parts:
         sections["variants"] = [row for name in VARIANTS for row in variant(work, rates["tcd"], name)]
     settings = {
-        "samples": args.samples, "iterations": ITERATIONS, "seeds": list(SEEDS), "rates": list(RATES), "best_rates": rates,
+        "samples": args.samples, "iterations": ITERATIONS, "seeds": list(SEEDS), "rates": list(RATES),
+        "best_rates": rates,
         "gamma": GAMMA, "cfg": CFG, "end": "official", "command": "make reproduce",
     }  # fmt: skip
     rows = [row for row in sections.get("table1", []) if row.get("seed", 0) == 0]
     results = {"rows": rows, "settings": settings, "sections": sections}
     (args.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
     for name, section in sections.items():
-        columns = [c for c in ("method", "seed", "steps", "gamma", "cfg", "frechet", "frechet_ci", "complexity", "prompt_accuracy", "samples") if c in section[0]]
+        columns = [
+            c
+            for c in (
+                "method",
+                "seed",
+                "steps",
+                "gamma",
+                "cfg",
+                "frechet",
+                "frechet_ci",
+                "complexity",
+                "prompt_accuracy",
+                "samples",
+            )
+            if c in section[0]
+        ]
         (args.out / f"{name}.txt").write_text(text_table(section, columns) + "\n", "utf-8")
     draw(work, rates)
     if args.ship:
@@ -158,7 +209,11 @@ def run(args: argparse.Namespace) -> int:
         args.publish.mkdir(parents=True, exist_ok=True)
         for path in [args.out / "results.json", *args.out.glob("*.txt"), *args.out.glob("*.png")]:
             shutil.copyfile(path, args.publish / path.name)
-    print(text_table(rows, ("method", "steps", "gamma", "frechet", "frechet_ci", "complexity", "prompt_accuracy")))
+    print(
+        text_table(
+            rows, ("method", "steps", "gamma", "frechet", "frechet_ci", "complexity", "prompt_accuracy")
+        )
+    )
     print(f"Results are in {args.publish or args.out}")
     return 0
 
@@ -184,19 +239,30 @@ def teacher_rows(work: Reproduction) -> list[Row]:
         for solver in ("ddim", "dpmpp_2s"):
             for steps in (4, 20):
                 images = sample_teacher(work.teacher, work.prompts, solver, steps, cfg)
-                rows.append({"method": solver, "steps": steps, "cfg": cfg, **work.judge.measure(images, work.prompts.labels)})
+                rows.append(
+                    {
+                        "method": solver,
+                        "steps": steps,
+                        "cfg": cfg,
+                        **work.judge.measure(images, work.prompts.labels),
+                    }
+                )
     return rows
 
 
 def figure_6(work: Reproduction, rate: float, seed: int) -> list[Row]:
     def measure() -> list[Row]:
-        return [{**r, "seed": seed} for r in work.gammas(work.student("tcd", METHODS["tcd"], rate, seed), "tcd")]
+        return [
+            {**r, "seed": seed} for r in work.gammas(work.student("tcd", METHODS["tcd"], rate, seed), "tcd")
+        ]
 
     return work.stage(f"figure6-seed{seed}", measure)
 
 
 def table_2(work: Reproduction, rate: float, seed: int) -> list[Row]:
-    """TCF(1), TCF(2), TCF(S+) at 4 steps with equal iterations; TCF(2) spends twice the evaluations, in training and in sampling."""
+    """TCF(1), TCF(2), TCF(S+) at 4 steps with equal iterations; TCF(2) spends twice the evaluations, in
+    training and in sampling.
+    """
 
     def measure() -> list[Row]:
         rows: list[Row] = []
@@ -204,7 +270,15 @@ def table_2(work: Reproduction, rate: float, seed: int) -> list[Row]:
             student = work.student(name, settings, rate, seed)
             order = 2 if name == "tcf2" else 1
             images = sample_student(student, work.prompts, 4, GAMMA, order=order)
-            rows.append({"method": name, "seed": seed, "steps": 4, "gamma": GAMMA, **work.judge.measure(images, work.prompts.labels)})
+            rows.append(
+                {
+                    "method": name,
+                    "seed": seed,
+                    "steps": 4,
+                    "gamma": GAMMA,
+                    **work.judge.measure(images, work.prompts.labels),
+                }
+            )
         return rows
 
     return work.stage(f"table2-seed{seed}", measure)
@@ -224,13 +298,17 @@ def draw(work: Reproduction, rates: Mapping[str, float]) -> None:
     """The two pictures, from seed 0's students."""
     few = Prompts(work.prompts.labels[:8], work.prompts.noise[:8], work.prompts.seed)
     students = {m: work.student(m, METHODS[m], rates[m], 0) for m in METHODS}
-    pictures = {(s, k): sample_teacher(work.teacher, few, s, k, CFG) for s in ("ddim", "dpmpp_2s") for k in STEPS}
-    pictures |= {(m, k): sample_student(students[m], few, k, 1.0 if m == "lcm" else GAMMA) for m in METHODS for k in STEPS}
+    pictures = {
+        (s, k): sample_teacher(work.teacher, few, s, k, CFG) for s in ("ddim", "dpmpp_2s") for k in STEPS
+    }
+    pictures |= {
+        (m, k): sample_student(students[m], few, k, 1.0 if m == "lcm" else GAMMA)
+        for m in METHODS
+        for k in STEPS
+    }
     draw_steps(pictures, work.out / "steps.png")
     draw_gammas(students["tcd"], few, work.out / "gamma.png")
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-
 from ..training.report import write_png
-
 from .methods import Prompts, sample_student, sample_teacher, with_lora
 from .model import WEIGHTS, EmbeddedModel
 from .pictures import tile
@@ -19,15 +17,25 @@ LCM_LORA = WEIGHTS / "lcm-lora.safetensors"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"Words that a prompt can hold, separated by commas: {known_words()}"
-    parser.add_argument("--prompt", required=True, help='e.g. "happy person, red hair, glasses, night background"')
+    parser.add_argument(
+        "--prompt", required=True, help='e.g. "happy person, red hair, glasses, night background"'
+    )
     parser.add_argument("--steps", type=int, default=4, help="steps (default 4)")
-    parser.add_argument("--gamma", type=float, default=0.3, help="0 is deterministic, 1 is LCM's sampler (default 0.3)")
+    parser.add_argument(
+        "--gamma", type=float, default=0.3, help="0 is deterministic, 1 is LCM's sampler (default 0.3)"
+    )
     parser.add_argument("--count", type=int, default=8, help="pictures (default 8)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
-    parser.add_argument("--lora", type=Path, default=TCD_LORA, help="LoRA file (default: the shipped TCD LoRA)")
-    parser.add_argument("--teacher", action="store_true", help="the teacher by DDIM with guidance instead of a student")
+    parser.add_argument(
+        "--lora", type=Path, default=TCD_LORA, help="LoRA file (default: the shipped TCD LoRA)"
+    )
+    parser.add_argument(
+        "--teacher", action="store_true", help="the teacher by DDIM with guidance instead of a student"
+    )
     parser.add_argument("--cfg", type=float, default=2.0, help="guidance of the teacher (default 2)")
-    parser.add_argument("--out", type=Path, default=Path("sample.png"), help="PNG to write (default sample.png)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("sample.png"), help="PNG to write (default sample.png)"
+    )
     parser.add_argument("--scale", type=int, default=12, help="screen pixels for each pixel (default 12)")
 
 
@@ -44,5 +52,3 @@ def run(args: argparse.Namespace) -> int:
     write_png(args.out, tile(images, min(args.count, 8), args.scale))
     print(f"{args.count} pictures in {args.out}")
     return 0
-
-

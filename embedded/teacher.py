@@ -1,6 +1,7 @@
 """Trains the embedded teacher: a plain conditional diffusion model, before any distillation.
 
-Every random choice is a function of (seed, step), so that a run that was stopped goes on as if it had not been.
+Every random choice is a function of (seed, step), so that a run that was stopped goes on as if it had not
+been.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from ..samplers import Level
 from ..training.checkpoint import load_tensors, save_tensors
 from ..training.report import Log, Progress
+from ..training.state import approach
 from .avatars import Labels, draw_images, draw_labels, forget
 from .model import EmbeddedModel
 from .vae import VAE
@@ -64,14 +66,22 @@ def learning_rate(config: TeacherConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def train_teacher(config: TeacherConfig, out: Path, *, device: str = "cpu", save_every: int = 500) -> EmbeddedModel:
-    """Train (or go on training) the teacher; writes `out` at the end and `out` + `.state` on the way. Returns the average."""
+def train_teacher(
+    config: TeacherConfig, out: Path, *, device: str = "cpu", save_every: int = 500
+) -> EmbeddedModel:
+    """Train (or go on training) the teacher; writes `out` at the end and `out` + `.state` on the way. Returns
+    the average.
+    """
     model = EmbeddedModel().to(device)
     torch.manual_seed(config.seed)
     _initialise(model)
     average = {k: v.detach().clone() for k, v in model.named_parameters()}
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
+        model.parameters(),
+        lr=config.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=config.weight_decay,
+        fused=True,
     )
     state_file = out.with_suffix(".state.safetensors")
     start, spent = _resume(state_file, config, model, average, optimizer)
@@ -104,14 +114,15 @@ def train_teacher(config: TeacherConfig, out: Path, *, device: str = "cpu", save
             group["lr"] = learning_rate(config, step)
         optimizer.step()
         decay = min(config.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.values()), list(model.parameters()), 1 - decay)
+        approach(average, dict(model.named_parameters()), decay)
 
         # Report.
         running += loss.item()
         if (step + 1) % 100 == 0:
             if not math.isfinite(running):
-                raise ValueError(f"teacher: the loss is {running} at step {step + 1}; lower learning_rate and start again")
+                raise ValueError(
+                    f"teacher: the loss is {running} at step {step + 1}; lower learning_rate and start again"
+                )
             log.write(step=step + 1, loss=running / 100, seconds=round(time.monotonic() - clock, 1))
             bar.show(step + 1, running / 100, config.batch)
             running = 0.0
@@ -120,7 +131,11 @@ def train_teacher(config: TeacherConfig, out: Path, *, device: str = "cpu", save
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(average[name])
-    metadata = {"seconds": f"{time.monotonic() - clock:.0f}", "prediction_type": "v", "data": "pixel-art avatars, CC0-1.0"}
+    metadata = {
+        "seconds": f"{time.monotonic() - clock:.0f}",
+        "prediction_type": "v",
+        "data": "pixel-art avatars, CC0-1.0",
+    }
     model.save(out, {**{f"teacher.{k}": str(v) for k, v in asdict(config).items()}, **metadata})
     return model.eval().requires_grad_(False)
 
@@ -147,7 +162,9 @@ def _save_state(
     average: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in average.items()}
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {
+        f"ema.{k}": v for k, v in average.items()
+    }
     for i, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v for k, v in slots.items()}
     save_tensors(path, tensors, {"step": str(step), "seconds": str(seconds), "config": _fingerprint(config)})
@@ -165,7 +182,9 @@ def _resume(
         return 0, 0.0
     tensors, metadata = load_tensors(path)
     if metadata.get("config") != _fingerprint(config):
-        raise ValueError(f"teacher: {path.name} was made with other settings; delete it or choose another --out")
+        raise ValueError(
+            f"teacher: {path.name} was made with other settings; delete it or choose another --out"
+        )
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     for name in average:
         average[name].copy_(tensors[f"ema.{name}"])

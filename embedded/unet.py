@@ -1,7 +1,7 @@
 """A small UNet in Stable Diffusion's shape, with Stable Diffusion's (ldm) state-dict names.
 
-Same blocks in the same order as SD's `UNetModel`, so that a file of these weights loads into ComfyUI's own class with
-`UNetConfig.comfy()`, and so that a LoRA key means here what it means there.
+Same blocks in the same order as SD's `UNetModel`, so that a file of these weights loads into ComfyUI's own
+class with `UNetConfig.comfy()`, and so that a LoRA key means here what it means there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ GROUPS = 32
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Sizes, under ldm's names. `adm_in_channels` is the length of the pooled prompt `y` (SDXL's), `context_dim` of a token."""
+    """Sizes, under ldm's names. `adm_in_channels` is the length of the pooled prompt `y` (SDXL's),
+    `context_dim` of a token.
+    """
 
     in_channels: int = 8
     out_channels: int = 8
@@ -52,7 +54,9 @@ class UNetConfig:
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoids of the timestep, cosines first. `t [B]` in 0..999; returns `[B, dim]`."""
     half = dim // 2
-    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, device=t.device, dtype=torch.float32))
+    frequencies = torch.exp(
+        -math.log(10000) / half * torch.arange(half, device=t.device, dtype=torch.float32)
+    )
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -208,7 +212,10 @@ class UNet(nn.Module):
         c, emb = config.model_channels, config.model_channels * 4
 
         def rows(channels: int, out: int) -> list[nn.Module]:
-            return [ResBlock(channels, emb, out), SpatialTransformer(out, config.context_dim, config.num_head_channels)]
+            return [
+                ResBlock(channels, emb, out),
+                SpatialTransformer(out, config.context_dim, config.num_head_channels),
+            ]
 
         self.time_embed = nn.Sequential(nn.Linear(c, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.label_emb = nn.Sequential(
@@ -234,7 +241,9 @@ class UNet(nn.Module):
                     layers.append(Upsample(channels))
                 self.output_blocks.append(Block(*layers))
         self.out = nn.Sequential(
-            nn.GroupNorm(GROUPS, channels), nn.SiLU(), zero(nn.Conv2d(channels, config.out_channels, 3, padding=1))
+            nn.GroupNorm(GROUPS, channels),
+            nn.SiLU(),
+            zero(nn.Conv2d(channels, config.out_channels, 3, padding=1)),
         )
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The autoencoder: 16x16 pictures to 4x4 latents of 8 channels and back, as Stable Diffusion's first stage.
 
-Trained with noise on the latents as large as a diffusion model's own errors, so that the decoder answers with clean pixels.
+Trained with noise on the latents as large as a diffusion model's own errors, so that the decoder answers with
+clean pixels.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ class VAE(nn.Module):
         )  # fmt: skip
         self.decoder = nn.Sequential(
             nn.Conv2d(CHANNELS, WIDTH, 3, padding=1), Residual(WIDTH), Residual(WIDTH),
-            nn.Upsample(scale_factor=2), nn.Conv2d(WIDTH, WIDTH, 3, padding=1), Residual(WIDTH), Residual(WIDTH),
-            nn.GroupNorm(16, WIDTH), nn.SiLU(), nn.Conv2d(WIDTH, 12, 3, padding=1), nn.PixelShuffle(2),
+            nn.Upsample(scale_factor=2), nn.Conv2d(WIDTH, WIDTH, 3, padding=1), Residual(WIDTH),
+            Residual(WIDTH), nn.GroupNorm(16, WIDTH), nn.SiLU(), nn.Conv2d(WIDTH, 12, 3, padding=1),
+            nn.PixelShuffle(2),
         )  # fmt: skip
         self.scale: Tensor
         self.register_buffer("scale", torch.ones(()))  # to unit deviation, as SD's 0.18215
@@ -89,7 +91,8 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 def vae_loss(vae: VAE, images: Tensor, noise: Tensor, extra: Tensor) -> tuple[Tensor, Tensor]:
-    """`(loss, mean absolute error)`: L1 on pixels, which keeps flat colours flat, and KL to N(0, I) per latent value.
+    """`(loss, mean absolute error)`: L1 on pixels, which keeps flat colours flat, and KL to N(0, I) per
+    latent value.
 
     `noise [B, 8, 4, 4]`; `extra [B, 1, 1, 1]` is the deviation of noise beyond the posterior's own.
     """
@@ -125,7 +128,12 @@ def train_vae(out: Path, *, steps: int = 2500, batch: int = 128, seed: int = 0) 
     held_out = _pictures(4096, seed, -1)
     vae.scale.fill_(1.0 / vae.encode(held_out).std())
     error = (vae.decode(vae.encode(held_out)).float() - held_out.float()).abs().mean().item()
-    metadata = {"steps": str(steps), "batch": str(batch), "seed": str(seed), "seconds": f"{time.monotonic() - began:.0f}"}
+    metadata = {
+        "steps": str(steps),
+        "batch": str(batch),
+        "seed": str(seed),
+        "seconds": f"{time.monotonic() - began:.0f}",
+    }
     save_tensors(out, {k: v.half() for k, v in vae.state_dict().items()}, metadata)
     return error
 

@@ -1,4 +1,6 @@
-"""What the trainer needs to know of a network. ComfyUI's, diffusers' and the embedded model each come as one of these."""
+"""What the trainer needs to know of a network. ComfyUI's, diffusers' and the embedded model each come as one
+of these.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,20 @@ Prediction = tuple[Tensor, Tensor]
 
 
 class Backbone(Protocol):
-    """One network, its schedule and its latents. The LoRA goes into `network`; teacher and student are the same object."""
+    """One network, its schedule and its latents. The LoRA goes into `network`; teacher and student are the
+    same object.
+    """
 
-    network: nn.Module
-    schedule: Schedule
-    latent_shape: tuple[int, ...]
+    @property
+    def network(self) -> nn.Module: ...
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of one sample, without the batch."""
+        ...
 
     def predictor(self, cond: Cond) -> Predict:
         """One evaluation under `cond`: `(x [B, ...], now, target) -> (x0, eps)`."""
@@ -47,7 +58,10 @@ def concat(conds: Sequence[Cond]) -> dict[str, Tensor]:
     """Batches of prompts, one after the other; all need the same names and the same lengths of text."""
     first = conds[0]
     if any(set(c) != set(first) for c in conds):
-        raise ValueError(f"conditionings differ in kind: {sorted({tuple(sorted(c)) for c in conds})}; encode all of them the same way")
+        raise ValueError(
+            f"conditionings differ in kind: {sorted({tuple(sorted(c)) for c in conds})}; encode all of "
+            "them the same way"
+        )
     return {name: torch.cat([c[name] for c in conds]) for name in first}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,11 +16,15 @@ SCRATCH = ".tmp"
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write `path` so that a reader, or a resume after a crash, sees the old file or the new one and nothing between."""
+    """Write `path` so that a reader, or a resume after a crash, sees the old file or the new one and nothing
+    between.
+    """
     path = Path(path)
     need = sum(v.numel() * v.element_size() for v in tensors.values()) / 2**20
     with writing(path, f"{need:.1f} MiB"), scratch_for(path) as scratch:
-        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, str(scratch), dict(metadata))
+        save_file(
+            {k: v.detach().contiguous().cpu() for k, v in tensors.items()}, str(scratch), dict(metadata)
+        )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -30,8 +34,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def writing(path: Path, need: str = "space") -> Iterator[None]:
-    """Whatever stops the writing of `path`, a full disk above all, as an OSError that names the file and the way out."""
+def writing(path: Path, need: str = "space") -> Generator[None, None, None]:
+    """Whatever stops the writing of `path`, a full disk above all, as an OSError that names the file and the
+    way out.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:  # the second is how safetensors reports the first
@@ -44,7 +50,7 @@ def writing(path: Path, need: str = "space") -> Iterator[None]:
 
 
 @contextmanager
-def scratch_for(path: Path) -> Iterator[Path]:
+def scratch_for(path: Path) -> Generator[Path, None, None]:
     """A file beside `path` to write, which takes its place once it is whole and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}{SCRATCH}")
@@ -64,7 +70,9 @@ def sweep(folder: Path) -> None:
 
 
 def load_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a safetensors file; a cut or foreign file is a ValueError that names it."""
+    """All tensors and the metadata of a safetensors file; a cut or foreign file is a ValueError that names
+    it.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")

@@ -24,30 +24,50 @@ class Opened(Protocol):
     def encode(self, prompts: list[str]) -> Cond: ...
 
 
-# Where each kind of model comes from: a module with `open_model(args) -> Opened`, imported only when it is asked for.
+# Where each kind of model comes from: a module with `open_model(args) -> Opened`, imported only when it is
+# asked for.
 MODELS = {"embedded": ".embedded.opened"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--embedded", action="store_const", const="embedded", dest="model", help="the small model that comes with the pack")
-    parser.add_argument("--prompts", type=Path, help="text file, a prompt a line (required but for --embedded)")
+    model.add_argument(
+        "--embedded",
+        action="store_const",
+        const="embedded",
+        dest="model",
+        help="the small model that comes with the pack",
+    )
+    parser.add_argument(
+        "--prompts", type=Path, help="text file, a prompt a line (required but for --embedded)"
+    )
     parser.add_argument("--negative", default="", help="the uncond of guidance (default: the empty prompt)")
-    parser.add_argument("--data", type=Path, help="folder of latent shards; without it, training is data-free")
+    parser.add_argument(
+        "--data", type=Path, help="folder of latent shards; without it, training is data-free"
+    )
     parser.add_argument("--out", type=Path, required=True, help="run folder; a stopped run in it goes on")
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="row of settings to start from (default: of the model)")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), help="row of settings to start from (default: of the model)"
+    )
     parser.add_argument("--config", type=Path, help="TOML file of settings, over the preset")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings with an estimate, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved settings with an estimate, and stop"
+    )
     settings = parser.add_argument_group("settings (over preset and file)")
     for f in fields(DistillConfig):
         kind: Any = _flag if isinstance(f.default, bool) else type(f.default)
-        settings.add_argument(f"--{f.name.replace('_', '-')}", type=kind, metavar=kind.__name__.strip("_").upper(), help=f.metadata["doc"])
+        settings.add_argument(
+            f"--{f.name.replace('_', '-')}",
+            type=kind,
+            metavar=kind.__name__.strip("_").upper(),
+            help=f.metadata["doc"],
+        )
 
 
 def run(args: argparse.Namespace) -> int:
     overrides = {f.name: getattr(args, f.name) for f in fields(DistillConfig)}
     config = DistillConfig.resolve(args.preset or args.model, args.config, **overrides)
-    opened: Opened = import_module(MODELS[args.model], __package__.rpartition(".")[0]).open_model(args)
+    opened: Opened = import_module(MODELS[args.model], __name__.rsplit(".", 2)[0]).open_model(args)
     prompts = opened.encode(read_prompts(args.prompts) if args.prompts else [])
     if args.dry_run:
         print(config.as_toml(), end="")
@@ -55,7 +75,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     shards = None if args.data is None else sorted(args.data.glob("*.safetensors"))
     outcome = train(
-        config, opened.backbone, prompts, opened.encode([args.negative]), args.out, shards=shards, metadata=opened.metadata
+        config,
+        opened.backbone,
+        prompts,
+        opened.encode([args.negative]),
+        args.out,
+        shards=shards,
+        metadata=opened.metadata,
     )
     best = "" if outcome.best is None else f", best validation {outcome.best:.4f} at step {outcome.best_step}"
     print(f"done: {outcome.steps} steps, loss {outcome.loss:.5f}{best}: {args.out / LORA}")

@@ -1,4 +1,6 @@
-"""Settings of a distillation, as data: one frozen dataclass, a preset a row, checked before anything is loaded."""
+"""Settings of a distillation, as data: one frozen dataclass, a preset a row, checked before anything is
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -16,42 +18,75 @@ else:
     import tomli as tomllib
 
 
-def setting(default: Any, doc: str, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None) -> Any:
+def setting(
+    default: Any, doc: str, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None
+) -> Any:
     """A field with what a user reads about it (`doc`: effect, unit, source) and what it may hold."""
     return field(default=default, metadata={"doc": doc, "choices": choices, "low": low, "high": high})
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Everything that decides the result of a run. Sources: the paper, `docs/method.md`, the figures in `docs/reproduction/`."""
+    """Everything that decides the result of a run. Sources: the paper, `docs/method.md`, the figures in
+    `docs/reproduction/`.
+    """
 
     steps: int = setting(3000, "optimizer steps; 3000 in the paper for TCF(1)", low=1)
     batch: int = setting(16, "samples a forward", low=1)
-    accumulation: int = setting(1, "forwards an optimizer step; the effective batch is batch x accumulation", low=1)
-    learning_rate: float = setting(2e-5, "AdamW's peak; the paper states none, open recipes use 1e-6 to 1e-4", low=0.0)
+    accumulation: int = setting(
+        1, "forwards an optimizer step; the effective batch is batch x accumulation", low=1
+    )
+    learning_rate: float = setting(
+        2e-5, "AdamW's peak; the paper states none, open recipes use 1e-6 to 1e-4", low=0.0
+    )
     warmup: int = setting(50, "steps of linear warm-up", low=0)
     decay: str = setting("cosine", "learning rate after the warm-up", ("cosine", "constant"))
     weight_decay: float = setting(0.0, "AdamW's; 0 as in diffusers' LCM-LoRA recipe", low=0.0)
     clip: float = setting(1.0, "greatest gradient norm; 0 does not clip", low=0.0)
     rank: int = setting(64, "LoRA rank; 64 in the published TCD LoRA", low=1)
     alpha: float = setting(64.0, "LoRA alpha; the weight update is scaled by alpha / rank", low=0.0)
-    targets: str = setting("all", "adapted layers: all, linear (no convolutions), attention", ("all", "linear", "attention"))
-    student: str = setting("tcf1", "the student's map: Eq. 21, Eq. 22, or Eq. 24 (also conditioned on s)", ("tcf1", "tcf2", "tcfs"))
-    solver: str = setting("ddim", "the teacher's step Phi: DDIM, or DPM-Solver-2 (two evaluations)", ("ddim", "dpm2"))
-    target: str = setting("stopgrad", "theta-minus of Algorithm 1: the student itself, or its average", ("stopgrad", "ema"))
-    target_decay: float = setting(0.95, "mu of the target's average (target = ema), per step", low=0.0, high=1.0)
+    targets: str = setting(
+        "all", "adapted layers: all, linear (no convolutions), attention", ("all", "linear", "attention")
+    )
+    student: str = setting(
+        "tcf1",
+        "the student's map: Eq. 21, Eq. 22, or Eq. 24 (also conditioned on s)",
+        ("tcf1", "tcf2", "tcfs"),
+    )
+    solver: str = setting(
+        "ddim", "the teacher's step Phi: DDIM, or DPM-Solver-2 (two evaluations)", ("ddim", "dpm2")
+    )
+    target: str = setting(
+        "stopgrad", "theta-minus of Algorithm 1: the student itself, or its average", ("stopgrad", "ema")
+    )
+    target_decay: float = setting(
+        0.95, "mu of the target's average (target = ema), per step", low=0.0, high=1.0
+    )
     distance: str = setting("huber", "d: pseudo-Huber (LCM's), or squared L2 (the paper's)", ("huber", "l2"))
     huber_c: float = setting(1e-3, "c of the pseudo-Huber distance, in latent units", low=0.0)
-    s_range: str = setting("uniform", "where s lies: uniform (the paper), zero (LCM), phases (PCM), near (TDD)", ("uniform", "zero", "phases", "near"))
+    s_range: str = setting(
+        "uniform",
+        "where s lies: uniform (the paper), zero (LCM), phases (PCM), near (TDD)",
+        ("uniform", "zero", "phases", "near"),
+    )
     s_steps: int = setting(4, "number of phases, or the step count that `near` aims at", low=1)
     all_s: bool = setting(False, "average the loss over every s in closed form (tcf1 with l2 only)")
     skip: int = setting(20, "k: timesteps between t and t'; 20 of 1000 is a 50-step grid", low=1)
-    w_min: float = setting(3.0, "least guidance w of the teacher, in the paper's convention; cfg = 1 + w", low=-1.0)
+    w_min: float = setting(
+        3.0, "least guidance w of the teacher, in the paper's convention; cfg = 1 + w", low=-1.0
+    )
     w_max: float = setting(8.0, "greatest w; equal to w_min for fixed guidance", low=-1.0)
-    cache_teacher: bool = setting(True, "keep the teacher's two predictions of each pair, so that a pair can be used again for free")
+    cache_teacher: bool = setting(
+        True, "keep the teacher's two predictions of each pair, so that a pair can be used again for free"
+    )
     reuse: int = setting(2, "how often a data-free pair is used", low=1)
     trajectories: int = setting(32, "teacher trajectories a shard of data-free pairs", low=1)
-    average: float = setting(0.99, "decay of the average of the LoRA that is saved and sampled from; 0 saves the last", low=0.0, high=1.0)
+    average: float = setting(
+        0.99,
+        "decay of the average of the LoRA that is saved and sampled from; 0 saves the last",
+        low=0.0,
+        high=1.0,
+    )
     seed: int = setting(0, "every random choice is a function of it and of the step", low=0)
     save_every: int = setting(250, "steps between checkpoints", low=1)
     validate_every: int = setting(250, "steps between validations (picture and figure)", low=1)
@@ -61,16 +96,25 @@ class DistillConfig:
         for f in fields(self):
             _check_field(f, getattr(self, f.name))
         if self.w_max < self.w_min:
-            raise ValueError(f"w_max {self.w_max} is below w_min {self.w_min}; swap them, or make them equal for fixed guidance")
+            raise ValueError(
+                f"w_max {self.w_max} is below w_min {self.w_min}; swap them, or make them equal for "
+                "fixed guidance"
+            )
         if self.all_s and (self.student != "tcf1" or self.distance != "l2"):
             raise ValueError(
-                f"all_s has a closed form for student = tcf1 with distance = l2 only, not for {self.student} with "
+                f"all_s has a closed form for student = tcf1 with distance = l2 only, not for "
+                f"{self.student} with "
                 f"{self.distance}; set all_s = false"
             )
         if self.solver == "dpm2" and self.cache_teacher:
-            raise ValueError("solver = dpm2 evaluates the teacher at a midpoint that is not cached; set cache_teacher = false")
+            raise ValueError(
+                "solver = dpm2 evaluates the teacher at a midpoint that is not cached; set cache_teacher "
+                "= false"
+            )
         if self.warmup >= self.steps and self.warmup > 0:
-            raise ValueError(f"warmup {self.warmup} leaves nothing of {self.steps} steps; lower warmup or raise steps")
+            raise ValueError(
+                f"warmup {self.warmup} leaves nothing of {self.steps} steps; lower warmup or raise steps"
+            )
 
     @classmethod
     def resolve(cls, preset: str = "sdxl", file: Path | None = None, **overrides: Any) -> DistillConfig:
@@ -100,7 +144,9 @@ class DistillConfig:
 
     def as_toml(self) -> str:
         """The resolved settings with their explanations, as `--config` reads them back."""
-        lines = [f"{f.name} = {json.dumps(getattr(self, f.name))}  # {f.metadata['doc']}" for f in fields(self)]
+        lines = [
+            f"{f.name} = {json.dumps(getattr(self, f.name))}  # {f.metadata['doc']}" for f in fields(self)
+        ]
         return "\n".join(lines) + "\n"
 
 

@@ -1,14 +1,15 @@
-"""The distillation loop, top to bottom: batch, loss, step, averages, report. Everything else is called, nothing is hidden.
+"""The distillation loop, top to bottom: batch, loss, step, averages, report. Everything else is called,
+nothing is hidden.
 
-    with student_on(backbone, config) as student:
-        distill(config, student, source, folder)
+with student_on(backbone, config) as student:
+    distill(config, student, source, folder)
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from .objective import Batch, TimeGrid, draw_times, guided, solver_step, tcd_los
 from .pairs import Pairs, Source, generator
 from .report import Log, Progress, Validation, write_png
 from .splus import PREFIX, TargetEmbedding, attached
-from .state import State
+from .state import State, approach
 
 CHECKPOINT = "checkpoint.safetensors"
 LORA = "lora.safetensors"
@@ -54,7 +55,7 @@ class Student:
 
 
 @contextmanager
-def student_on(backbone: Backbone, config: DistillConfig) -> Iterator[Student]:
+def student_on(backbone: Backbone, config: DistillConfig) -> Generator[Student, None, None]:
     """Adapters in, whatever happens adapters out: the base leaves as it came, bit for bit."""
     with injected(backbone.network, config.rank, config.alpha, config.targets, config.seed) as lora:
         if config.student == "tcfs":
@@ -67,7 +68,9 @@ def student_on(backbone: Backbone, config: DistillConfig) -> Iterator[Student]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `steps` done, files, the last loss and validation figure, the best figure and its step."""
+    """How a run ended: `steps` done, files, the last loss and validation figure, the best figure and its
+    step.
+    """
 
     steps: int
     loss: float
@@ -89,9 +92,11 @@ def distill(
     on_step: Callable[[int, float], None] | None = None,
     quiet: bool = False,
 ) -> Outcome:
-    """Train `student` (its LoRA, and the embedding of s if it has one) and write LoRAs and checkpoints into `folder`.
+    """Train `student` (its LoRA, and the embedding of s if it has one) and write LoRAs and checkpoints into
+    `folder`.
 
-    A folder that holds a checkpoint of the same settings is resumed, with the weights that an unbroken run would have.
+    A folder that holds a checkpoint of the same settings is resumed, with the weights that an unbroken run
+    would have.
     `on_step(step, loss)` may raise to stop (an interrupt of the host): a checkpoint and a LoRA are kept.
     Raises ValueError for a loss that is not finite, and for a folder with other settings.
     """
@@ -123,7 +128,8 @@ def distill(
                 draw = draw_times(grid, config, pairs.n, generator(config.seed, 1, step), total, part)
                 x_prev = teacher_step(student, pairs, uncond, draw.w, grid, config)
 
-                # Loss. Teacher, then target, then student: nothing else runs while the student's graph is alive.
+                # Loss. Teacher, then target, then student: nothing else runs while the student's graph is
+                # alive.
                 predict = student.predictor(pairs.cond)
                 behind = averaged(predict, trained, target) if target is not None else predict
                 each = tcd_loss(predict, behind, Batch(pairs.x, x_prev, draw, pairs.cond), grid, config)
@@ -136,8 +142,10 @@ def distill(
             loss = torch.stack(losses).mean().item()
             if not math.isfinite(loss) or not math.isfinite(norm.item()):
                 raise ValueError(
-                    f"loss {loss} with gradient norm {norm.item()} at step {step + 1}: the run diverged. Lower "
-                    f"learning_rate (now {config.learning_rate}) or w_max and start in another folder. {state.kept()}"
+                    f"loss {loss} with gradient norm {norm.item()} at step {step + 1}: the run diverged. "
+                    "Lower "
+                    f"learning_rate (now {config.learning_rate}) or w_max and start in another folder. "
+                    f"{state.kept()}"
                 )
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
@@ -145,11 +153,10 @@ def distill(
 
             # Averages: of the target network, and of what will be sampled from.
             with torch.no_grad():
-                ahead = list(trained.values())
                 if target is not None:
-                    torch._foreach_lerp_(list(target.values()), ahead, 1 - config.target_decay)
+                    approach(target, trained, config.target_decay)
                 decay = min(config.average, (1 + step) / (10 + step)) if config.average else 0.0
-                torch._foreach_lerp_(list(average.values()), ahead, 1 - decay)
+                approach(average, trained, decay)
 
             # Report.
             whole = done = step + 1
@@ -191,8 +198,12 @@ def learning_rate(config: DistillConfig, step: int) -> float:
 
 
 @torch.no_grad()
-def teacher_step(student: Student, pairs: Pairs, uncond: Cond, w: Tensor, grid: TimeGrid, config: DistillConfig) -> Tensor:
-    """The teacher's guided step `t -> t'`: arithmetic where its predictions are cached, a forward with the adapters off else."""
+def teacher_step(
+    student: Student, pairs: Pairs, uncond: Cond, w: Tensor, grid: TimeGrid, config: DistillConfig
+) -> Tensor:
+    """The teacher's guided step `t -> t'`: arithmetic where its predictions are cached, a forward with the
+    adapters off else.
+    """
     now, prev = grid.at(pairs.n), grid.at(pairs.n - 1)
     if pairs.teacher is not None and config.solver == "ddim":
         cached = guided(*pairs.teacher, w)
@@ -203,7 +214,7 @@ def teacher_step(student: Student, pairs: Pairs, uncond: Cond, w: Tensor, grid: 
 
 
 @contextmanager
-def swapped(trained: Mapping[str, nn.Parameter], other: Mapping[str, Tensor]) -> Iterator[None]:
+def swapped(trained: Mapping[str, nn.Parameter], other: Mapping[str, Tensor]) -> Generator[None, None, None]:
     """The network with `other` in place of its trained weights; storage changes hands, nothing is copied."""
     mine = {k: p.data for k, p in trained.items()}
     try:
@@ -234,7 +245,9 @@ def validate(
     path: Path,
     order: Order = 1,
 ) -> dict[str, float]:
-    """Figures and picture of the averaged student, sampled with the map it was trained for, beside the teacher."""
+    """Figures and picture of the averaged student, sampled with the map it was trained for, beside the
+    teacher.
+    """
     with student.lora.off():
         validation.teacher()
     with swapped(trained, average):
@@ -243,7 +256,9 @@ def validate(
     return validation.figure(students)
 
 
-def save(path: Path, average: Mapping[str, Tensor], config: DistillConfig, metadata: Mapping[str, str]) -> None:
+def save(
+    path: Path, average: Mapping[str, Tensor], config: DistillConfig, metadata: Mapping[str, str]
+) -> None:
     """The LoRA (and the embedding of s) of `average` as a file that loaders read."""
     factors = {k: v for k, v in average.items() if not k.startswith(PREFIX)}
     extra = {k: v for k, v in average.items() if k.startswith(PREFIX)}

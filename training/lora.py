@@ -1,13 +1,14 @@
-"""LoRA by peft on a network that stays whole: put in, switched off for the teacher, taken out again without a trace.
+"""LoRA by peft on a network that stays whole: put in, switched off for the teacher, taken out again without a
+trace.
 
-Files hold kohya's keys (`lora_unet_<module with underscores>.lora_down.weight`, `.lora_up.weight`, `.alpha`), which
-ComfyUI, diffusers and A1111 read.
+Files hold kohya's keys (`lora_unet_<module with underscores>.lora_down.weight`, `.lora_up.weight`, `.alpha`),
+which ComfyUI, diffusers and A1111 read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,26 @@ from .checkpoint import load_tensors, save_tensors
 ADAPTER = "tcd"
 PREFIX = "lora_unet_"
 
-# The first and last layers and the embeddings of time and size stay as they are, as in the published LCM and TCD LoRAs.
-_KEPT = re.compile(r"^(input_blocks\.0\.|out\.|time_embed|label_emb|time_embedding|add_embedding|conv_in|conv_out)")
+# The first and last layers and the embeddings of time and size stay as they are, as in the published LCM and
+# TCD LoRAs.
+_KEPT = re.compile(
+    r"^(input_blocks\.0\.|out\.|time_embed|label_emb|time_embedding|add_embedding|conv_in|conv_out)"
+)
 _ATTENTION = re.compile(r"(^|\.)(to_q|to_k|to_v|to_out\.0)$")
 
 
 def target_layers(network: nn.Module, targets: str) -> list[str]:
-    """Full names of the layers to adapt: every Linear and Conv2d inside the blocks (`all`), without convolutions (`linear`),
-    or the attention projections (`attention`). By class, so that a host's own subclasses count."""
+    """Full names of the layers to adapt: every Linear and Conv2d inside the blocks (`all`), without
+    convolutions (`linear`), or the attention projections (`attention`). By class, so that a host's own
+    subclasses count."""
     kinds = (nn.Linear,) if targets != "all" else (nn.Linear, nn.Conv2d)
     names = [n for n, m in network.named_modules() if isinstance(m, kinds) and not _KEPT.match(n)]
     if targets == "attention":
         names = [n for n in names if _ATTENTION.search(n)]
     if not names:
-        raise ValueError(f"targets = {targets!r} matches no layer of {type(network).__name__}; choose all or linear")
+        raise ValueError(
+            f"targets = {targets!r} matches no layer of {type(network).__name__}; choose all or linear"
+        )
     return names
 
 
@@ -44,7 +51,10 @@ def check_rank(network: nn.Module, names: list[str], rank: int) -> None:
         assert isinstance(weight, Tensor)
         room = min(weight.shape[0], weight[0].numel())
         if rank > room:
-            raise ValueError(f"rank {rank} is larger than layer {name} ({room}); lower rank to {room} or choose other targets")
+            raise ValueError(
+                f"rank {rank} is larger than layer {name} ({room}); lower rank to {room} or choose other "
+                "targets"
+            )
 
 
 class Lora:
@@ -64,8 +74,10 @@ class Lora:
         return named
 
     @contextmanager
-    def off(self) -> Iterator[None]:
-        """The teacher: the network without its adapters. Gradient flags are left alone (peft's own switch flips them)."""
+    def off(self) -> Generator[None, None, None]:
+        """The teacher: the network without its adapters. Gradient flags are left alone (peft's own switch
+        flips them).
+        """
         before = [layer._disable_adapters for layer in self.layers.values()]
         try:
             for layer in self.layers.values():
@@ -77,8 +89,11 @@ class Lora:
 
 
 @contextmanager
-def injected(network: nn.Module, rank: int, alpha: float, targets: str, seed: int) -> Iterator[Lora]:
-    """Put LoRA layers into `network`, and take them out whatever happens. Up-factors start at zero: the student is the teacher.
+def injected(
+    network: nn.Module, rank: int, alpha: float, targets: str, seed: int
+) -> Generator[Lora, None, None]:
+    """Put LoRA layers into `network`, and take them out whatever happens. Up-factors start at zero: the
+    student is the teacher.
 
     Raises ValueError for a rank larger than a layer, or when another adapter is in there already.
     """
@@ -111,16 +126,22 @@ def injected(network: nn.Module, rank: int, alpha: float, targets: str, seed: in
 
 
 def _initialise(lora: Lora, seed: int) -> None:
-    """Factors in float32 whatever the base's dtype (small updates round away in bf16), from the run's own seed."""
+    """Factors in float32 whatever the base's dtype (small updates round away in bf16), from the run's own
+    seed.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in lora.parameters().items():
         parameter.data = parameter.data.float()
         if name.endswith("lora_down"):
-            bound = 1.0 / parameter[0].numel() ** 0.5  # kaiming_uniform with a = sqrt(5), torch's own for linear layers
+            bound = (
+                1.0 / parameter[0].numel() ** 0.5
+            )  # kaiming_uniform with a = sqrt(5), torch's own for linear layers
             parameter.data.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
 
 
-def lora_tensors(named: Mapping[str, Tensor], alpha: float, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+def lora_tensors(
+    named: Mapping[str, Tensor], alpha: float, dtype: torch.dtype = torch.float16
+) -> dict[str, Tensor]:
     """Kohya's keys for factors under the names of `Lora.parameters`."""
     out: dict[str, Tensor] = {}
     for name, value in named.items():
@@ -131,11 +152,21 @@ def lora_tensors(named: Mapping[str, Tensor], alpha: float, dtype: torch.dtype =
     return out
 
 
-def save_lora(path: Path, named: Mapping[str, Tensor], alpha: float, metadata: Mapping[str, str], extra: Mapping[str, Tensor]) -> None:
-    """A LoRA file with its metadata; `extra` holds what else the student needs (the embedding of s). An all-zero LoRA is refused."""
+def save_lora(
+    path: Path,
+    named: Mapping[str, Tensor],
+    alpha: float,
+    metadata: Mapping[str, str],
+    extra: Mapping[str, Tensor],
+) -> None:
+    """A LoRA file with its metadata; `extra` holds what else the student needs (the embedding of s). An
+    all-zero LoRA is refused.
+    """
     ups = [v for k, v in named.items() if k.endswith("lora_up")]
     if not any(bool(v.any()) for v in ups):
-        raise ValueError(f"{path}: every lora_up is zero, so nothing was learnt; raise steps or learning_rate")
+        raise ValueError(
+            f"{path}: every lora_up is zero, so nothing was learnt; raise steps or learning_rate"
+        )
     save_tensors(path, {**lora_tensors(named, alpha), **{k: v.half() for k, v in extra.items()}}, metadata)
 
 
@@ -149,7 +180,8 @@ def load_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 @torch.no_grad()
 def merge_lora(network: nn.Module, tensors: Mapping[str, Tensor], strength: float = 1.0) -> int:
-    """Add `strength alpha / rank up down` to the weights of `network`, in place; returns the number of layers.
+    """Add `strength alpha / rank up down` to the weights of `network`, in place; returns the number of
+    layers.
 
     Raises ValueError if the file names a layer that the network does not have: it was made for another model.
     """

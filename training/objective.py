@@ -1,6 +1,8 @@
-"""The objective of Algorithms 1 and 2: which `(t, t', s)`, the teacher's step, the distance. No optimizer, no device moves.
+"""The objective of Algorithms 1 and 2: which `(t, t', s)`, the teacher's step, the distance. No optimizer, no
+device moves.
 
-Times are indices into a `TimeGrid` `g_0 < g_1 < ... < g_N` (0, 19, 39, ..., 999 for a 1000-step schedule and k = 20):
+Times are indices into a `TimeGrid` `g_0 < g_1 < ... < g_N` (0, 19, 39, ..., 999 for a 1000-step schedule and
+k = 20):
 `t = g_n`, `t' = g_{n-1}`, `s = g_m` with `m < n`.
 """
 
@@ -20,32 +22,45 @@ from .config import DistillConfig
 class TimeGrid:
     """The N + 1 times of distillation with their levels, and how often each `s` is drawn from each `t`."""
 
-    def __init__(self, schedule: Schedule, times: Sequence[float], s_range: str = "uniform", s_steps: int = 4) -> None:
+    def __init__(
+        self, schedule: Schedule, times: Sequence[float], s_range: str = "uniform", s_steps: int = 4
+    ) -> None:
         self.schedule = schedule
         self.n = len(times) - 1
         self.points = schedule.point(torch.tensor(list(times), dtype=torch.float64))
         self.odds = s_odds(self.n, s_range, s_steps)
         alpha, sigma = self.points.level
-        # A, B, C of the all-s loss: means of alpha_s^2, alpha_s sigma_s, sigma_s^2 over S(t'), one row for each t.
+        # A, B, C of the all-s loss: means of alpha_s^2, alpha_s sigma_s, sigma_s^2 over S(t'), one row for
+        # each t.
         self.moments = self.odds @ torch.stack([alpha * alpha, alpha * sigma, sigma * sigma], dim=1)
 
     @classmethod
-    def discrete(cls, schedule: Schedule, skip: int, s_range: str, s_steps: int, num_timesteps: int = 1000) -> TimeGrid:
+    def discrete(
+        cls, schedule: Schedule, skip: int, s_range: str, s_steps: int, num_timesteps: int = 1000
+    ) -> TimeGrid:
         """The paper's grid: `t_n = n k - 1`, and 0 below the first."""
         if num_timesteps % skip:
-            raise ValueError(f"skip {skip} does not divide the schedule's {num_timesteps} timesteps; choose 10, 20, 25, 40 or 50")
+            raise ValueError(
+                f"skip {skip} does not divide the schedule's {num_timesteps} timesteps; choose 10, 20, "
+                "25, 40 or 50"
+            )
         return cls(schedule, [0, *range(skip - 1, num_timesteps, skip)], s_range, s_steps)
 
     def at(self, index: Tensor) -> Point:
         """The times `g_index`. `index [B]`."""
-        return Point(self.points.t[index], Level(self.points.level.alpha[index], self.points.level.sigma[index]))
+        return Point(
+            self.points.t[index], Level(self.points.level.alpha[index], self.points.level.sigma[index])
+        )
 
 
 def s_odds(n: int, s_range: str, s_steps: int) -> Tensor:
-    """Probability of `s = g_m` given `t = g_n`: `[N + 1, N + 1]`, rows 1..N sum to 1 and are zero from `m = n` on.
+    """Probability of `s = g_m` given `t = g_n`: `[N + 1, N + 1]`, rows 1..N sum to 1 and are zero from `m =
+    n` on.
 
-    uniform: all below (the paper). zero: the origin alone (LCM). phases: the greatest edge of `s_steps` equal segments
-    below t (PCM). near: where a sampler of `s_steps` steps with gamma in [0, 0.3] will ask for: that edge, less up to 30% (TDD).
+    uniform: all below (the paper). zero: the origin alone (LCM). phases: the greatest edge of `s_steps` equal
+    segments below t (PCM). near: where a sampler of `s_steps` steps with gamma in [0, 0.3] will ask for: that
+    edge,
+    less up to 30% (TDD).
     """
     odds = torch.zeros(n + 1, n + 1, dtype=torch.float64)
     for i in range(1, n + 1):
@@ -92,7 +107,9 @@ def draw_times(
 
 
 def guided(cond: Prediction, uncond: Prediction, w: Tensor) -> Prediction:
-    """The augmented PF-ODE's prediction, `eps_uncond + (1 + w)(eps_c - eps_uncond)`, and likewise x0. `w [B]`."""
+    """The augmented PF-ODE's prediction, `eps_uncond + (1 + w)(eps_c - eps_uncond)`, and likewise x0. `w
+    [B]`.
+    """
     cfg = (1.0 + w).to(cond[0]).reshape(-1, *([1] * (cond[0].ndim - 1)))
     return cond[0].lerp(uncond[0], 1 - cfg), cond[1].lerp(uncond[1], 1 - cfg)
 
@@ -106,13 +123,21 @@ def teacher_predictor(backbone: Backbone, cond: Cond, uncond: Cond, w: Tensor) -
     return predict
 
 
-def solver_step(predict: Predict, x: Tensor, now: Point, down: Point, solver: str, schedule: Schedule) -> Tensor:
-    """Phi(x, t -> t'): one step of the teacher's ODE solver; DDIM is TCF(1) with the teacher, DPM-Solver-2 is TCF(2) with it."""
+def solver_step(
+    predict: Predict, x: Tensor, now: Point, down: Point, solver: str, schedule: Schedule
+) -> Tensor:
+    """Phi(x, t -> t'): one step of the teacher's ODE solver; DDIM is TCF(1) with the teacher, DPM-Solver-2 is
+    TCF(2) with it.
+    """
     return consistency(predict, x, now, down, "tcf1" if solver == "ddim" else "tcf2", schedule)
 
 
-def consistency(predict: Predict, x: Tensor, now: Point, down: Point, form: str, schedule: Schedule) -> Tensor:
-    """f(x, t -> s), Eq. 17, in one of its forms: `tcf1` (21), `tcf2` (22), `tcfs` (24: TCF(1) of a network that is told s)."""
+def consistency(
+    predict: Predict, x: Tensor, now: Point, down: Point, form: str, schedule: Schedule
+) -> Tensor:
+    """f(x, t -> s), Eq. 17, in one of its forms: `tcf1` (21), `tcf2` (22), `tcfs` (24: TCF(1) of a network
+    that is told s).
+    """
     if form == "tcf2":
         return tcf2(predict, x, now, down, schedule).x
     return first_order(predict, x, now, down).x
@@ -129,8 +154,8 @@ def distance(a: Tensor, b: Tensor, kind: str, huber_c: float) -> Tensor:
 def all_s_distance(student: Prediction, target: Prediction, moments: Tensor) -> Tensor:
     """Mean over S(t') of `|f - f_target|^2`, in closed form: `A |dx0|^2 + 2 B <dx0, deps> + C |deps|^2`.
 
-    `moments [B, 3]` are A, B, C of each sample. Only for TCF(1), whose network does not see s: one evaluation each
-    serves every s, without the noise of drawing one.
+    `moments [B, 3]` are A, B, C of each sample. Only for TCF(1), whose network does not see s: one evaluation
+    each serves every s, without the noise of drawing one.
     """
     dx0 = (student[0].float() - target[0].float()).flatten(1)
     deps = (student[1].float() - target[1].float()).flatten(1)
@@ -147,7 +172,9 @@ class Batch(NamedTuple):
     cond: Cond
 
 
-def tcd_loss(student: Predict, target: Predict, batch: Batch, grid: TimeGrid, config: DistillConfig) -> Tensor:
+def tcd_loss(
+    student: Predict, target: Predict, batch: Batch, grid: TimeGrid, config: DistillConfig
+) -> Tensor:
     """`d(f_theta(x_t, t -> s), f_theta-(x_t', t' -> s))` of Algorithms 1 and 2, one value a sample: `[B]`.
 
     The target runs first and without gradients, so that nothing else runs while the student's graph is alive.

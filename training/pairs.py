@@ -1,7 +1,8 @@
-"""Where training states come from: the teacher's own trajectories (prompts only), or cached latents of real pictures.
+"""Where training states come from: the teacher's own trajectories (prompts only), or cached latents of real
+pictures.
 
-Both hand out `Pairs`: states `x_t` at grid index n, with their prompts, and for cached trajectories the teacher's two
-predictions, so that the guidance w and the target s stay free each time a pair is used.
+Both hand out `Pairs`: states `x_t` at grid index n, with their prompts, and for cached trajectories the
+teacher's two predictions, so that the guidance w and the target s stay free each time a pair is used.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Pairs(NamedTuple):
 class Source(Protocol):
     """Batches as a function of (seed, step): a resumed run sees what the first would have seen.
 
-    `total` samples make an optimizer step; `part` are those wanted now (a micro-batch, or one process's share).
+    `total` samples make an optimizer step; `part` are those wanted now (a micro-batch, or one process's
+    share).
     """
 
     def batch(self, step: int, total: int, part: slice) -> Pairs: ...
@@ -51,10 +53,14 @@ def generator(*key: int) -> torch.Generator:
 
 
 @torch.no_grad()
-def roll_out(backbone: Backbone, cond: Cond, uncond: Cond, grid: TimeGrid, w: Tensor, noise: Tensor) -> dict[str, Tensor]:
-    """The guided teacher's DDIM trajectories over the whole grid, from `noise [T, ...]`, with guidance `w [T]`.
+def roll_out(
+    backbone: Backbone, cond: Cond, uncond: Cond, grid: TimeGrid, w: Tensor, noise: Tensor
+) -> dict[str, Tensor]:
+    """The guided teacher's DDIM trajectories over the whole grid, from `noise [T, ...]`, with guidance `w
+    [T]`.
 
-    Each of the N steps of a trajectory is one pair: returns `x`, `x0_c`, `x0_uncond` `[T N, ...]`, `n` and `row [T N]`.
+    Each of the N steps of a trajectory is one pair: returns `x`, `x0_c`, `x0_uncond` `[T N, ...]`, `n` and
+    `row [T N]`.
     x0 is what is kept: with x it gives eps, also where alpha is 0 and eps would not give x0.
     """
     x, rows = noise, torch.arange(len(noise))
@@ -63,14 +69,22 @@ def roll_out(backbone: Backbone, cond: Cond, uncond: Cond, grid: TimeGrid, w: Te
     for n in range(grid.n, 0, -1):
         now, down = grid.at(torch.tensor(n)), grid.at(torch.tensor(n - 1))
         on, off = cond_and_uncond(backbone, cond, empty, x, now, down)
-        for name, value in (("x", x), ("x0_c", on[0]), ("x0_uncond", off[0]), ("n", torch.full_like(rows, n)), ("row", rows)):
+        for name, value in (
+            ("x", x),
+            ("x0_c", on[0]),
+            ("x0_uncond", off[0]),
+            ("n", torch.full_like(rows, n)),
+            ("row", rows),
+        ):
             kept[name].append(value)
         x = tcf1(*guided(on, off, w), down.level)
     return {name: torch.cat(values) for name, values in kept.items()}
 
 
 class Trajectories:
-    """Data-free pairs, made a shard at a time as the run needs them, and kept as files so that a resume costs nothing."""
+    """Data-free pairs, made a shard at a time as the run needs them, and kept as files so that a resume costs
+    nothing.
+    """
 
     def __init__(
         self,
@@ -108,10 +122,17 @@ class Trajectories:
         per_shard = self.trajectories * self.grid.n
         uses = per_shard * self.reuse // total  # whole steps a shard serves
         if uses == 0:
-            raise ValueError(f"a shard holds {per_shard} pairs, less than one step of {total}; raise trajectories")
+            raise ValueError(
+                f"a shard holds {per_shard} pairs, less than one step of {total}; raise trajectories"
+            )
         shard, turn = divmod(step, uses)
         data = self._shard(shard)
-        order = torch.cat([torch.randperm(per_shard, generator=generator(self.seed, 11, shard, r)) for r in range(self.reuse)])
+        order = torch.cat(
+            [
+                torch.randperm(per_shard, generator=generator(self.seed, 11, shard, r))
+                for r in range(self.reuse)
+            ]
+        )
         pick = order[turn * total : (turn + 1) * total][part]
         x, n = data["x"][pick].to(self.device), data["n"][pick]
         cond = take(self.prompts, self._prompts_of(shard)[data["row"][pick]])
@@ -136,7 +157,9 @@ class Trajectories:
         data, metadata = load_tensors(path) if path.is_file() else ({}, {})
         if metadata != made_from:  # there is none, or one that another run left
             draw = generator(self.seed, 13, shard)
-            noise = torch.randn(self.trajectories, *self.backbone.latent_shape, generator=draw).to(self.device)
+            noise = torch.randn(self.trajectories, *self.backbone.latent_shape, generator=draw).to(
+                self.device
+            )
             low, high = self.w_range
             w = low + (high - low) * torch.rand(self.trajectories, generator=draw, dtype=torch.float64)
             cond = take(self.prompts, self._prompts_of(shard))
@@ -152,25 +175,36 @@ class Trajectories:
 
 
 class CachedLatents:
-    """Pairs from real pictures: latents and encoded captions in safetensors shards, noised to a drawn timestep."""
+    """Pairs from real pictures: latents and encoded captions in safetensors shards, noised to a drawn
+    timestep.
+    """
 
     def __init__(
         self, shards: Sequence[Path], grid: TimeGrid, seed: int, device: str | torch.device = "cpu"
     ) -> None:
         if not shards:
-            raise ValueError("the data set has no shards; make one with `write_shard`, or leave it out to train data-free")
+            raise ValueError(
+                "the data set has no shards; make one with `write_shard`, or leave it out to train data-free"
+            )
         self.grid, self.seed, self.device = grid, seed, torch.device(device)
         loaded = [load_tensors(path)[0] for path in shards]
         for path, tensors in zip(shards, loaded, strict=True):
             lengths = {k: len(v) for k, v in tensors.items()}
             conds = [k for k in tensors if k.startswith(COND)]
-            if "latents" not in tensors or not conds or len(set(lengths.values())) != 1 or not lengths["latents"]:
+            if (
+                "latents" not in tensors
+                or not conds
+                or len(set(lengths.values())) != 1
+                or not lengths["latents"]
+            ):
                 raise ValueError(
                     f"{path}: a shard needs `latents` and `{COND}*` of one length above 0, this has {lengths}"
                 )
             shapes = [{k: tuple(v.shape[1:]) for k, v in t.items()} for t in (loaded[0], tensors)]
             if shapes[0] != shapes[1]:
-                raise ValueError(f"{path}: holds {shapes[1]}, but {shards[0]} holds {shapes[0]}; encode them alike")
+                raise ValueError(
+                    f"{path}: holds {shapes[1]}, but {shards[0]} holds {shapes[0]}; encode them alike"
+                )
         self.latents = torch.cat([t["latents"] for t in loaded])
         names = [k for k in loaded[0] if k.startswith(COND)]
         self.cond = {k.removeprefix(COND): torch.cat([t[k] for t in loaded]) for k in names}
@@ -190,7 +224,9 @@ def write_shard(path: Path, latents: Tensor, cond: Cond) -> None:
     """Write one shard of a data set: `latents [B, ...]` and encoded captions, batch first."""
     if len(latents) != size(cond):
         raise ValueError(f"{path}: {len(latents)} latents but {size(cond)} captions")
-    save_tensors(path, {"latents": latents} | {COND + k: v for k, v in cond.items()}, {"count": str(len(latents))})
+    save_tensors(
+        path, {"latents": latents} | {COND + k: v for k, v in cond.items()}, {"count": str(len(latents))}
+    )
 
 
 def digest(cond: Cond) -> str:

@@ -1,4 +1,6 @@
-"""What a run shows of itself: a bar with loss, speed and time left, a JSONL log, pictures, and the figure it is judged by."""
+"""What a run shows of itself: a bar with loss, speed and time left, a JSONL log, pictures, and the figure it
+is judged by.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ STUDENT_STEPS = (1, 2, 4, 8)
 
 
 class Progress:
-    """One line, rewritten in place: `[=====>    ] 120/400  loss 0.0123  85 samples/s  1:23 left`. Silent without a terminal's width."""
+    """One line, rewritten in place: `[=====>    ] 120/400  loss 0.0123  85 samples/s  1:23 left`. Silent
+    without a terminal's width.
+    """
 
     def __init__(self, total: int, start: int, stream: TextIO | None = None, label: str = "distil") -> None:
         self.total, self.first, self.label = total, start, label
@@ -44,7 +48,8 @@ class Progress:
         filled = width * step // self.total
         bar = "=" * filled + ">" * (filled < width) + " " * (width - filled - 1)
         line = (
-            f"{self.label} [{bar}] {step}/{self.total}  loss {loss:.5f}  {rate * samples_per_step:.0f} samples/s  "
+            f"{self.label} [{bar}] {step}/{self.total}  loss {loss:.5f}  {rate * samples_per_step:.0f} "
+            "samples/s  "
             f"{int(left) // 60}:{int(left) % 60:02d} left"
         )
         self.stream.write(("\r" + line + "\x1b[K") if live else line + "\n")
@@ -54,7 +59,9 @@ class Progress:
 
 
 class Log:
-    """Records as JSON lines. After a resume, records past the checkpoint are dropped: they will be made again."""
+    """Records as JSON lines. After a resume, records past the checkpoint are dropped: they will be made
+    again.
+    """
 
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
@@ -80,12 +87,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 class Validation:
-    """The same prompts and noise all along: the student at 1, 2, 4, 8 steps (gamma 0) beside the teacher's whole trajectory.
+    """The same prompts and noise all along: the student at 1, 2, 4, 8 steps (gamma 0) beside the teacher's
+    whole trajectory.
 
     The figure is the root mean square distance to the teacher's end point, averaged over those step counts.
     """
 
-    def __init__(self, backbone: Backbone, prompts: Cond, uncond: Cond, grid: TimeGrid, w: float, noise: Tensor) -> None:
+    def __init__(
+        self, backbone: Backbone, prompts: Cond, uncond: Cond, grid: TimeGrid, w: float, noise: Tensor
+    ) -> None:
         self.backbone, self.prompts, self.uncond, self.grid = backbone, prompts, uncond, grid
         self.w = torch.full((size(prompts),), w, dtype=torch.float64)
         self.noise = noise
@@ -94,7 +104,9 @@ class Validation:
     def teacher(self) -> Tensor:
         """Where the guided teacher's DDIM over the whole grid ends. Computed once, with the adapters off."""
         if self.reference is None:
-            guided = teacher_predictor(self.backbone, self.prompts, repeat(self.uncond, size(self.prompts)), self.w)
+            guided = teacher_predictor(
+                self.backbone, self.prompts, repeat(self.uncond, size(self.prompts)), self.w
+            )
             x = self.noise
             for n in range(self.grid.n, 0, -1):
                 now, down = self.grid.at(torch.tensor(n)), self.grid.at(torch.tensor(n - 1))
@@ -111,7 +123,9 @@ class Validation:
     def figure(self, students: dict[int, Tensor]) -> dict[str, float]:
         """Distance to the teacher by step count, and their mean as `validation`."""
         reference = self.teacher()
-        by_steps = {f"distance_{k}": (x - reference).square().mean().sqrt().item() for k, x in students.items()}
+        by_steps = {
+            f"distance_{k}": (x - reference).square().mean().sqrt().item() for k, x in students.items()
+        }
         return {**by_steps, "validation": sum(by_steps.values()) / len(by_steps)}
 
     def picture(self, students: dict[int, Tensor], rows: int = 8) -> Tensor:

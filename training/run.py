@@ -31,7 +31,8 @@ def train(
     on_step: Callable[[int, float], None] | None = None,
     quiet: bool = False,
 ) -> Outcome:
-    """Distil `backbone` into `folder`: from `prompts` alone, or from the pictures in `shards`. See `distill` for errors.
+    """Distil `backbone` into `folder`: from `prompts` alone, or from the pictures in `shards`. See `distill`
+    for errors.
 
     `prompts` also feed the validation; `uncond [1, ...]` is what guidance pushes away from.
     """
@@ -60,12 +61,23 @@ def train(
     }
     with student_on(backbone, config) as student:
         return distill(
-            config, student, source, uncond, grid, folder, validation=checked, metadata=about, on_step=on_step, quiet=quiet
+            config,
+            student,
+            source,
+            uncond,
+            grid,
+            folder,
+            validation=checked,
+            metadata=about,
+            on_step=on_step,
+            quiet=quiet,
         )
 
 
 class Estimate(NamedTuple):
-    """What a run will take: bytes at its peak, seconds, trained parameters. From one forward and backward of one sample."""
+    """What a run will take: bytes at its peak, seconds, trained parameters. From one forward and backward of
+    one sample.
+    """
 
     memory: int
     seconds: float
@@ -73,7 +85,8 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         minutes = self.seconds / 60
-        return f"{self.parameters / 1e6:.2f} M trained parameters, {self.memory / 2**30:.2f} GiB, {minutes:.0f} min"
+        size = f"{self.parameters / 1e6:.2f} M trained parameters, {self.memory / 2**30:.2f} GiB"
+        return f"{size}, {minutes:.0f} min"
 
 
 def estimate(config: DistillConfig, backbone: Backbone, prompts: Cond) -> Estimate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +16,9 @@ _TIME = ("time_embed", "time_embedding")
 
 
 class TargetEmbedding(nn.Module):
-    """An embedding of s, added to the network's embedding of t. Its last layer starts at zero: at step 0 nothing changes."""
+    """An embedding of s, added to the network's embedding of t. Its last layer starts at zero: at step 0
+    nothing changes.
+    """
 
     def __init__(self, width: int, sinusoids: int = 128, scale: float = 1.0) -> None:
         super().__init__()
@@ -29,7 +31,9 @@ class TargetEmbedding(nn.Module):
 
     def forward(self, s: Tensor) -> Tensor:
         """`s [B]` in the schedule's time; returns `[B, width]`."""
-        rates = torch.exp(-math.log(10000) / self.frequencies * torch.arange(self.frequencies, device=s.device))
+        rates = torch.exp(
+            -math.log(10000) / self.frequencies * torch.arange(self.frequencies, device=s.device)
+        )
         angles = (s.float() * self.scale)[:, None] * rates
         out: Tensor = self.net(torch.cat([angles.cos(), angles.sin()], dim=-1))
         return out
@@ -50,7 +54,7 @@ class TargetEmbedding(nn.Module):
 @contextmanager
 def attached(
     network: nn.Module, scale: float = 1.0, tensors: Mapping[str, Tensor] | None = None, seed: int = 0
-) -> Iterator[TargetEmbedding]:
+) -> Generator[TargetEmbedding, None, None]:
     """Hang an embedding of s on `network`'s time embedding, and take it off again.
 
     New, its first layer is a function of `seed`; or it is what a file's `tensors` hold.
@@ -58,13 +62,18 @@ def attached(
     """
     place = next((m for name, m in network.named_children() if name in _TIME), None)
     if place is None:
-        raise ValueError(f"student = tcfs needs a time embedding to add to; {type(network).__name__} has none of {', '.join(_TIME)}")
+        raise ValueError(
+            f"student = tcfs needs a time embedding to add to; {type(network).__name__} has none of "
+            f"{', '.join(_TIME)}"
+        )
     linears = [m for m in place.modules() if isinstance(m, nn.Linear)]
     with torch.random.fork_rng(devices=[]):  # the host's own random numbers stay as they were
         torch.manual_seed(seed)
         embedding = TargetEmbedding(linears[-1].out_features, scale=scale)
     if tensors is not None:
-        embedding.load_state_dict({k.removeprefix(PREFIX): v.float() for k, v in tensors.items() if k.startswith(PREFIX)})
+        embedding.load_state_dict(
+            {k.removeprefix(PREFIX): v.float() for k, v in tensors.items() if k.startswith(PREFIX)}
+        )
     embedding.to(linears[-1].weight.device)
 
     def add(_module: nn.Module, _args: object, emb: Tensor) -> Tensor:

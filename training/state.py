@@ -13,6 +13,13 @@ from .checkpoint import load_tensors, save_tensors, sweep
 from .config import DistillConfig
 
 
+@torch.no_grad()
+def approach(average: Mapping[str, Tensor], ahead: Mapping[str, Tensor], decay: float) -> None:
+    """`average <- decay average + (1 - decay) ahead`, in place, name by name."""
+    for name, value in average.items():
+        value.lerp_(ahead[name], 1 - decay)
+
+
 class State:
     """All that a resume needs: adapters, averages, optimizer, step, settings. Written whole or not at all."""
 
@@ -57,7 +64,8 @@ class State:
         changed = [k for k, v in self.config.as_dict().items() if progress["config"].get(k) != v]
         if changed:
             raise ValueError(
-                f"{self.path.parent}: holds a run with other settings ({', '.join(changed)}); use the same settings to resume, "
+                f"{self.path.parent}: holds a run with other settings ({', '.join(changed)}); use the "
+                "same settings to resume, "
                 "or another folder"
             )
         wanted = {f"{group}/{k}": v for group, named in self.groups.items() for k, v in named.items()}

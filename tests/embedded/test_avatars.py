@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from comfyui_tcd.embedded import avatars, prompts
 from comfyui_tcd.embedded.avatars import ANY_HAT, SLOT, SLOTS, UNSPECIFIED, draw_images, draw_labels
 
@@ -46,7 +47,9 @@ def test_skin_colour_is_on_the_neck():
         _, images = draw(60, value, skin=value, length=1, beard=1)
         wanted = {tuple(bytes.fromhex(s)) for s in shades}
         share = np.mean([tuple(image[12, 7]) in wanted for image in images])
-        assert share > 0.5, f"only {share:.0%} of necks have the skin of {SLOTS[SLOT['skin']].phrases[value - 1]}"
+        assert share > 0.5, (
+            f"only {share:.0%} of necks have the skin of {SLOTS[SLOT['skin']].phrases[value - 1]}"
+        )
 
 
 @pytest.mark.parametrize("slot", ["glasses", "beard", "hat"])

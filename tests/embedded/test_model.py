@@ -6,9 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from comfyui_tcd.embedded.avatars import draw_images, draw_labels
 from comfyui_tcd.embedded.classifier import Classifier
-from comfyui_tcd.embedded.measures import Gaussian, Judge, complexity, frechet, frechet_interval, prompt_accuracy
+from comfyui_tcd.embedded.measures import (
+    Gaussian,
+    Judge,
+    complexity,
+    frechet,
+    frechet_interval,
+    prompt_accuracy,
+)
 from comfyui_tcd.embedded.methods import Prompts, sample_student, sample_teacher, with_lora
 from comfyui_tcd.embedded.model import TEACHER, WEIGHTS, EmbeddedModel
 from comfyui_tcd.embedded.sample import LCM_LORA, TCD_LORA
@@ -43,9 +51,12 @@ def test_weights_are_small_enough_to_ship_and_say_how_they_were_made():
 def test_state_dict_has_stable_diffusions_names():
     names = set(UNet(UNetConfig(num_res_blocks=2)).state_dict())
     for name in (
-        "time_embed.0.weight", "label_emb.0.2.bias", "input_blocks.0.0.weight", "input_blocks.1.0.in_layers.2.weight",
-        "input_blocks.1.0.emb_layers.1.weight", "input_blocks.1.0.out_layers.3.bias", "input_blocks.3.0.op.weight",
-        "input_blocks.1.1.transformer_blocks.0.attn2.to_out.0.weight", "middle_block.1.transformer_blocks.0.ff.net.0.proj.weight",
+        "time_embed.0.weight", "label_emb.0.2.bias", "input_blocks.0.0.weight",
+        "input_blocks.1.0.in_layers.2.weight",
+        "input_blocks.1.0.emb_layers.1.weight", "input_blocks.1.0.out_layers.3.bias",
+        "input_blocks.3.0.op.weight",
+        "input_blocks.1.1.transformer_blocks.0.attn2.to_out.0.weight",
+        "middle_block.1.transformer_blocks.0.ff.net.0.proj.weight",
         "output_blocks.2.2.conv.weight", "output_blocks.0.0.skip_connection.weight", "out.2.weight",
     ):  # fmt: skip
         assert name in names
@@ -85,7 +96,9 @@ def test_the_teacher_obeys_its_prompt_and_without_one_does_not(model, judge, pro
 @pytest.mark.parametrize("path", [TCD_LORA, LCM_LORA], ids=["tcd", "lcm"])
 def test_shipped_loras_beat_their_teacher_in_few_steps(model, judge, prompts, path):
     student = with_lora(model, path)
-    ours = judge.measure(sample_student(student, prompts, 2, 1.0 if "lcm" in path.name else 0.3), prompts.labels)
+    ours = judge.measure(
+        sample_student(student, prompts, 2, 1.0 if "lcm" in path.name else 0.3), prompts.labels
+    )
     theirs = judge.measure(sample_teacher(model, prompts, "ddim", 2, 2.0), prompts.labels)
     assert ours["frechet"] < theirs["frechet"]
 
@@ -123,7 +136,10 @@ def test_the_interval_covers_the_distance_of_fresh_samples():
     generator = torch.Generator().manual_seed(0)
     real = Gaussian(torch.zeros(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64))
     inside = 0
-    truth = [frechet(Gaussian.of(torch.randn(300, 4, generator=generator, dtype=torch.float64) + 0.5), real) for _ in range(60)]
+    truth = [
+        frechet(Gaussian.of(torch.randn(300, 4, generator=generator, dtype=torch.float64) + 0.5), real)
+        for _ in range(60)
+    ]
     middle = sum(truth) / len(truth)
     for trial in range(40):
         features = torch.randn(300, 4, generator=generator, dtype=torch.float64) + 0.5
@@ -134,7 +150,9 @@ def test_the_interval_covers_the_distance_of_fresh_samples():
 
 def test_complexity_grows_with_detail():
     flat = torch.zeros(4, 16, 16, 3, dtype=torch.uint8)
-    noise = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randint(
+        0, 256, (4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     rng = np.random.default_rng(0)
     drawn = torch.from_numpy(draw_images(draw_labels(4, rng), rng))
     assert complexity(flat) < complexity(drawn) < complexity(noise)
