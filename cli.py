@@ -16,7 +16,13 @@ class Command(NamedTuple):
     help: str
 
 
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, Command] = {
+    "demo": Command("embedded.demo", "distil a small model before your eyes and compare it with its teacher"),
+    "sample": Command("embedded.sample", "pictures of the small model for a prompt, in seconds"),
+    "train": Command("training.cli", "distil a TCD LoRA"),
+    "reproduce": Command("embedded.reproduce", "the paper's tables and figure on the small model; hours"),
+    "embedded": Command("embedded.commands", "make the small model's weights again"),
+}
 
 
 class _Version(argparse.Action):
