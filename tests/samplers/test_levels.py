@@ -6,30 +6,23 @@ import math
 
 import pytest
 import torch
+from paths import PATHS, normal
 from torch import Tensor
 
 from comfyui_tcd.samplers import (
     PREDICTIONS,
     DiscreteSchedule,
-    FlowSchedule,
     Level,
-    Schedule,
     from_x0_eps,
     tcf1,
     to_x0_eps,
 )
 
-VP = DiscreteSchedule.from_betas()
-SCHEDULES: dict[str, Schedule] = {"vp": VP, "scaled": VP.scaled(), "flow": FlowSchedule()}
 TIMES = {"vp": 601.0, "scaled": 601.0, "flow": 0.6}
 
 
 def level(alpha: float, sigma: float) -> Level:
     return Level(torch.tensor(alpha, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64))
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_half_log_snr() -> None:
@@ -74,12 +67,12 @@ def test_levels_made_in_inference_mode_can_be_trained_through() -> None:
 
 
 def state(kind: str, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Level]:
-    now = SCHEDULES[kind].point(TIMES[kind]).level
+    now = PATHS[kind].point(TIMES[kind]).level
     x0, eps = normal(2, 3, 4, seed=seed), normal(2, 3, 4, seed=seed + 1)
     return now.alpha * x0 + now.sigma * eps, x0, eps, now
 
 
-@pytest.mark.parametrize("path", SCHEDULES)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("kind", PREDICTIONS)
 def test_every_prediction_type_on_every_path(kind: str, path: str) -> None:
     x, x0, eps, now = state(path)
@@ -99,7 +92,7 @@ def test_outputs_mean_what_their_names_say() -> None:
 
 def test_v_is_the_same_network_output_in_the_scaled_state() -> None:
     x, x0, eps, now = state("vp")
-    scaled = SCHEDULES["scaled"].point(TIMES["vp"]).level
+    scaled = PATHS["scaled"].point(TIMES["vp"]).level
     output = from_x0_eps("v", x0, eps, now)
     assert torch.allclose(from_x0_eps("v", x0, eps, scaled), output, atol=1e-13)
     assert torch.allclose(to_x0_eps("v", output, x / now.alpha, scaled)[0], x0, atol=1e-12)

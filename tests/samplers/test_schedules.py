@@ -9,19 +9,13 @@ import torch
 from diffusers.schedulers.scheduling_tcd import TCDScheduler
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import SCHEDULES
 from torch import Tensor
 
-from comfyui_tcd.samplers import DiscreteSchedule, FlowSchedule, Schedule
+from comfyui_tcd.samplers import DiscreteSchedule, FlowSchedule
 
 KINDS = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos": "squaredcos_cap_v2"}
-ZERO_SNR = DiscreteSchedule.from_betas(zero_terminal_snr=True)
-SCHEDULES: dict[str, Schedule] = {
-    "vp": DiscreteSchedule.from_betas(),
-    "scaled": DiscreteSchedule.from_betas().scaled(),
-    "squaredcos": DiscreteSchedule.from_betas("squaredcos"),
-    "zero_snr": ZERO_SNR,
-    "flow": FlowSchedule(),
-}
+ZERO_SNR = SCHEDULES["zero_snr"]
 
 
 def official_abar(kind: str, zero_snr: bool, **options: Any) -> Tensor:
@@ -102,7 +96,7 @@ def test_zero_terminal_snr_ends_in_pure_noise_and_starts_as_before() -> None:
     assert (pure.alpha.item(), pure.sigma.item()) == (0.0, 1.0)
     assert first.alpha.item() == pytest.approx(SCHEDULES["vp"].point(0.0).level.alpha.item(), abs=1e-15)
     with pytest.raises(ValueError, match="zero terminal SNR"):
-        ZERO_SNR.scaled()
+        DiscreteSchedule.from_betas(zero_terminal_snr=True).scaled()
 
 
 @given(st.floats(0, 999), st.floats(0, 999))

@@ -1,14 +1,14 @@
-"""The trajectory consistency function: orders measured against exact maps; identities (method.md 2, 6)."""
+"""The trajectory consistency function: formulas, identities, evaluations (method.md 2)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 import torch
-from oracles import Gaussian, Mixture, PointMass, slope
+from oracles import Gaussian, Mixture, PointMass
+from paths import PATHS, VP, normal
 from torch import Tensor
 
 from comfyui_tcd.samplers import (
@@ -16,88 +16,16 @@ from comfyui_tcd.samplers import (
     DiscreteSchedule,
     FlowSchedule,
     Level,
-    Order,
     Point,
     Predict,
     Schedule,
-    Step,
     first_order,
     multistep,
-    sample,
     tcf1,
     tcf2,
 )
 
-VP = DiscreteSchedule.from_betas()
-SCHEDULES: dict[str, Schedule] = {"vp": VP, "scaled": VP.scaled(), "flow": FlowSchedule()}
 GAUSSIAN, MIXTURE = Gaussian(), Mixture()
-# In half log-SNR, inside the range of every schedule. (On some intervals, -2 to 1.5 for one, the error terms
-# of the Gaussian's multistep cancel until hundreds of steps, and a slope says nothing.)
-START, END = -1.0, 1.0
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def between(schedule: Schedule, steps: int, start: float = START, end: float = END) -> list[Step]:
-    """A deterministic run from `start` to `end` in equal steps of lam."""
-    points = [schedule.at_lam(start + (end - start) * i / steps) for i in range(steps + 1)]
-    return [Step(now, down, None) for now, down in pairwise(points)]
-
-
-def no_noise() -> Tensor:
-    raise AssertionError("noise was drawn")
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize(("order", "low", "high"), [(1, 1.95, 2.1), (2, 2.97, 3.1)])
-def test_order_of_one_step(name: str, order: int, low: float, high: float) -> None:
-    schedule, x = SCHEDULES[name], normal(4, 16)
-    now, sizes, errors = schedule.at_lam(0.0), [2.0**-i for i in range(2, 6)], list[float]()
-    for h in sizes:
-        down = schedule.at_lam(h)
-        if order == 1:
-            got = first_order(GAUSSIAN.predict, x, now, down).x
-        else:
-            got = tcf2(GAUSSIAN.predict, x, now, down, schedule).x
-        errors.append((got - GAUSSIAN.ode_map(x, now.level, down.level)).norm().item())
-    assert low < slope(sizes, errors) < high
-
-
-def global_slope(
-    data: Gaussian | Mixture, schedule: Schedule, order: Order, x: Tensor, counts: list[int]
-) -> float:
-    exact = data.ode_map(x, schedule.at_lam(START).level, schedule.at_lam(END).level)
-    runs = [sample(data.predict, x, between(schedule, n), no_noise, schedule, order) for n in counts]
-    return slope([1 / n for n in counts], [(run - exact).norm().item() for run in runs])
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize(("order", "expected"), [(1, 1), (2, 2), ("multistep", 2)])
-def test_order_over_an_interval_gaussian(name: str, order: Order, expected: int) -> None:
-    assert (
-        abs(global_slope(GAUSSIAN, SCHEDULES[name], order, normal(4, 16), [24, 48, 96, 192]) - expected) < 0.1
-    )
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize(("order", "expected"), [(1, 1), (2, 2), ("multistep", 2)])
-def test_order_over_an_interval_mixture(name: str, order: Order, expected: int) -> None:
-    # Points away from the ridges between the components: derivatives are large there.
-    schedule = SCHEDULES[name]
-    alpha, sigma = schedule.at_lam(START).level
-    x = alpha * 0.1 + sigma * torch.tensor([[-1.3, -0.9, 0.4, 1.4]], dtype=torch.float64)
-    assert abs(global_slope(MIXTURE, schedule, order, x, [100, 200, 400]) - expected) < 0.1
-
-
-def test_the_exact_maps_agree_with_each_other() -> None:
-    one = Mixture((1.0,), (GAUSSIAN.mean,), (math.sqrt(GAUSSIAN.var),))
-    x, now, down = normal(3, 8), VP.point(800), VP.point(100)
-    exact = GAUSSIAN.ode_map(x, now.level, down.level)
-    assert torch.allclose(one.ode_map(x, now.level, down.level), exact, rtol=0, atol=1e-9)
-    for got, expected in zip(one.predict(x, now, down), GAUSSIAN.predict(x, now, down), strict=True):
-        assert torch.allclose(got, expected, rtol=0, atol=1e-12)
 
 
 def paper_step(eps: Tensor, x: Tensor, now: Level, down: Level) -> Tensor:
@@ -106,9 +34,9 @@ def paper_step(eps: Tensor, x: Tensor, now: Level, down: Level) -> Tensor:
     return down.alpha / now.alpha * x - down.sigma * torch.expm1(h) * eps
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", PATHS)
 def test_the_formulas_of_the_paper(name: str) -> None:
-    schedule, x = SCHEDULES[name], normal(3, 8)
+    schedule, x = PATHS[name], normal(3, 8)
     previous, now, down = (schedule.at_lam(lam) for lam in (-1.0, -0.4, 0.5))
     x0, eps = MIXTURE.predict(x, now, down)
     eq21 = paper_step(eps, x, now.level, down.level)
@@ -148,18 +76,18 @@ def rounded(x: Tensor, now: Point, target: Point) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("form", ["tcf1", "tcf2", "multistep"])
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", PATHS)
 def test_f_of_x_s_s_is_x_bit_for_bit(name: str, form: str) -> None:
-    schedule, x = SCHEDULES[name], normal(64, 33).float()
+    schedule, x = PATHS[name], normal(64, 33).float()
     now = schedule.at_lam(-0.7)
     assert not torch.equal(tcf1(*rounded(x, now, now), now.level), x)  # the formula alone is not the identity
     assert torch.equal(maps(rounded, schedule)[form](x, now, now).x, x)
 
 
 @pytest.mark.parametrize("form", ["tcf1", "tcf2", "multistep"])
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", PATHS)
 def test_one_time_per_sample_is_row_by_row(name: str, form: str) -> None:
-    schedule, x = SCHEDULES[name], normal(5, 3, 4, 4)
+    schedule, x = PATHS[name], normal(5, 3, 4, 4)
     now = schedule.at_lam(torch.tensor([-2.0, -1.0, 0.0, 0.5, 1.0]))
     lams = torch.tensor([-2.0, 0.5, 0.7, 0.6, 1.5])  # row 0: s = t
     down = schedule.at_lam(lams)
@@ -230,10 +158,10 @@ def test_first_order_where_lam_is_infinite(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["tcf1", "tcf2", "multistep"])
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", PATHS)
 def test_self_consistency_of_a_point_mass(name: str, form: str) -> None:
     # Eq. 18: one picture means one straight trajectory, so t -> u -> s equals t -> s.
-    schedule, data = SCHEDULES[name], PointMass(normal(3, 4))
+    schedule, data = PATHS[name], PointMass(normal(3, 4))
     t, u, s = (schedule.at_lam(lam) for lam in (-1.5, -0.2, 1.1))
     x = t.level.alpha * data.x0 + t.level.sigma * normal(3, 4, seed=1)
     if form == "multistep":
