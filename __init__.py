@@ -14,8 +14,7 @@ async def comfy_entrypoint() -> object:
     try:
         from .nodes import TCDExtension
     except Exception:
-        logging.getLogger(__name__).exception(
-            "the TCD nodes cannot be loaded"
-        )  # ComfyUI says only the message
+        # ComfyUI logs the message without the place.
+        logging.getLogger("comfyui_tcd").exception("the TCD nodes cannot be loaded")
         raise
     return TCDExtension()
