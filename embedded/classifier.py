@@ -68,7 +68,7 @@ class Classifier(nn.Module):
         return model.eval().requires_grad_(False)
 
 
-def train_classifier(out: Path, *, steps: int = 3000, batch: int = 128, seed: int = 0) -> dict[str, float]:
+def train_classifier(out: Path, *, steps: int = 2500, batch: int = 128, seed: int = 0) -> dict[str, float]:
     """Train on freshly drawn pictures, slightly noised so that small defects do not decide; returns held-out
     accuracies.
     """

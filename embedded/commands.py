@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     vae.add_argument("--seed", type=int, default=0)
     judge = what.add_parser("train-classifier", help="train the classifier that judges samples")
     judge.add_argument("--out", type=Path, default=CLASSIFIER)
-    judge.add_argument("--steps", type=int, default=3000)
+    judge.add_argument("--steps", type=int, default=2500)
     judge.add_argument("--seed", type=int, default=0)
 
 
