@@ -36,7 +36,7 @@ class Schedule(ABC):
     @property
     @abstractmethod
     def last(self) -> Point:
-        """Where the official sampler ends: timestep 0 of a discrete schedule, sigma 0 of a flow one."""
+        """Where the official sampler ends: time 0, noisy on a discrete schedule, clean on a flow one."""
 
     @property
     def clean(self) -> Point:

@@ -28,6 +28,8 @@ class Step(NamedTuple):
     next: Point | None
 
 
+ROUNDING = 1e-6  # in half log-SNR: a host's float32 sigmas against the float64 of a schedule
+
 Callback = Callable[[int, Step, Tensor, Tensor], None]
 """`callback(i, step, x, x0)` in step i: the state at `step.now` and the x0 predicted from it."""
 
@@ -44,20 +46,25 @@ def plan(
     """
     if end not in ("official", "clean"):
         raise ValueError(f"end {end!r} is not 'official' (timestep 0) or 'clean' (sigma 0)")
+    if not times:
+        raise ValueError("no times to sample at; give at least one")
+    if any(b >= a for a, b in pairwise(times)):
+        raise ValueError(f"times must be strictly descending, got {list(times)}")
     gammas = [gamma] * len(times) if isinstance(gamma, (int, float)) else list(gamma)
-    _check(times, gammas)
-    points = [schedule.point(t) for t in times]
-    return through(
-        schedule, [*points, schedule.last if end == "official" else schedule.clean], [*gammas[:-1], 0.0]
-    )
+    if len(gammas) != len(times):
+        raise ValueError(f"{len(gammas)} values of gamma for {len(times)} steps; give one, or one per step")
+    last = schedule.last if end == "official" else schedule.clean
+    return through(schedule, [*(schedule.point(t) for t in times), last], gammas)
 
 
 def through(schedule: Schedule, points: Sequence[Point], gammas: Sequence[float]) -> list[Step]:
     """The steps of Algorithm 4 from each of `points` to the one after it: n + 1 points, n gammas.
 
-    A gamma of 0 adds no noise: so ends a run. The levels of `points` are kept as given; only those of the
-    times `s` between them come from `schedule`.
+    No noise is added where gamma is 0, nor after the last step if that ends at time 0. The levels of `points`
+    are kept as given; only those of the times `s` come from `schedule`. ValueError for a gamma out of range.
     """
+    for gamma in gammas:
+        check_gamma(gamma)
     steps: list[Step] = []
     for (now, next_), gamma in zip(pairwise(points), gammas, strict=True):
         t_next = float(next_.t)
@@ -97,7 +104,7 @@ def transition(down: Level, next_: Level) -> Level:
 
     r = alpha_next / alpha_s, c = sqrt(sigma_next^2 - r^2 sigma_s^2). ValueError if `down` is the noisier one.
     """
-    if bool((down.lam < next_.lam).any()):
+    if bool((down.lam < next_.lam - ROUNDING).any()):
         raise ValueError(
             "noise can only be added: the level to diffuse to is less noisy than the one reached"
         )
@@ -137,14 +144,3 @@ def _denoiser(
         return result
 
     return denoise
-
-
-def _check(times: Sequence[float], gammas: Sequence[float]) -> None:
-    if not times:
-        raise ValueError("no times to sample at; give at least one")
-    if any(b >= a for a, b in pairwise(times)):
-        raise ValueError(f"times must be strictly descending, got {list(times)}")
-    if len(gammas) != len(times):
-        raise ValueError(f"{len(gammas)} values of gamma for {len(times)} steps; give one, or one per step")
-    for gamma in gammas:
-        check_gamma(gamma)

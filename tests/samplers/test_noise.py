@@ -125,6 +125,9 @@ def test_transition() -> None:
     assert [v.item() for v in transition(down, down)] == [1.0, 0.0]
     with pytest.raises(ValueError, match="only be added"):
         transition(up, down)
+    # Equal but for rounding: nothing to add, and no square root of a negative number.
+    hair = scaled.at_lam(scaled.point(300).level.lam + 1e-9).level
+    assert transition(scaled.point(300).level, hair).sigma.item() == 0
 
 
 def test_renoise_per_sample() -> None:

@@ -84,8 +84,10 @@ def test_through_keeps_the_levels_it_is_given() -> None:
     assert [step.down.t.item() for step in steps] == [320.25, 150, 0]
     assert steps[2].down == points[3]
     assert [step.next for step in through(VP, points, [0.0, 0.0, 0.0])] == [None] * 3
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="shorter"):
         through(VP, points, [0.5, 0.5])
+    with pytest.raises(ValueError, match="gamma -1"):
+        through(VP, points, [0.5, -1.0, 0.0])
 
 
 @pytest.mark.parametrize(

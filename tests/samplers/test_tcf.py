@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from oracles import Gaussian, Mixture, PointMass
-from paths import PATHS, VP, normal
+from paths import PATHS, SCHEDULES, VP, normal
 from torch import Tensor
 
 from comfyui_tcd.samplers import (
@@ -23,6 +23,7 @@ from comfyui_tcd.samplers import (
     multistep,
     tcf1,
     tcf2,
+    to_x0_eps,
 )
 
 GAUSSIAN, MIXTURE = Gaussian(), Mixture()
@@ -108,13 +109,24 @@ def row(point: Point, i: int) -> Point:
     return Point(point.t[i], Level(point.level.alpha[i], point.level.sigma[i]))
 
 
+ENDLESS: dict[str, tuple[Schedule, list[float], list[float]]] = {
+    "zero_snr": (SCHEDULES["zero_snr"], [999.0, 759.0, 259.0], [499.0, 759.0, 0.0]),
+    "flow": (FlowSchedule(), [1.0, 1.0, 0.6], [0.0, 0.3, 0.0]),
+    "flow with a midpoint": (FlowSchedule(), [1.0, 0.6, 0.6], [0.0, 0.3, 0.0]),
+}
+
+
 @pytest.mark.parametrize("form", ["tcf1", "tcf2", "multistep"])
-def test_gradients_are_finite_with_and_without_a_midpoint(form: str) -> None:
-    schedule = DiscreteSchedule.from_betas(zero_terminal_snr=True)
-    now = schedule.point(torch.tensor([999.0, 759.0, 259.0]))
-    down = schedule.point(torch.tensor([499.0, 759.0, 0.0]))
+@pytest.mark.parametrize("name", ENDLESS)
+def test_gradients_are_finite_where_lam_is_not(name: str, form: str) -> None:
+    schedule, *times = ENDLESS[name]
+    now, down = (schedule.point(torch.tensor(t)) for t in times)
+
+    def predict(x: Tensor, now: Point, target: Point) -> tuple[Tensor, Tensor]:
+        return to_x0_eps("sample", torch.tanh(x), x, now.level)  # refuses sigma = 0, which no midpoint has
+
     x = normal(3, 4).requires_grad_()
-    out = maps(GAUSSIAN.predict, schedule)[form](x, now, down).x
+    out = maps(predict, schedule)[form](x, now, down).x
     out.square().sum().backward()  # pyright: ignore[reportUnknownMemberType]
     assert torch.isfinite(out).all() and x.grad is not None and torch.isfinite(x.grad).all()
 
