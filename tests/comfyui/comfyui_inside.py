@@ -1,4 +1,4 @@
-"""What the tests run inside ComfyUI: tiny models of its own classes, sampled by the pack. See comfyui_worker.py."""
+"""What comfyui_worker.py runs inside ComfyUI: tiny models of the host's classes, sampled by the pack."""
 
 from __future__ import annotations
 
@@ -58,9 +58,13 @@ def load(folder: str) -> None:
 
 
 class Frames(UNetModel):
-    """A network for 5-D latents: the frames of `[B, C, T, H, W]` as a batch."""
+    """Also for 5-D latents, frames as a batch, and for nested ones, which ComfyUI makes `[B, 1, n]`."""
 
     def forward(self, x: Tensor, timesteps: Any = None, context: Any = None, **kwargs: Any) -> Tensor:
+        if x.ndim == 3:
+            return self.forward(x.reshape(x.shape[0], 4, 8, -1), timesteps, context, **kwargs).reshape(
+                x.shape
+            )
         if x.ndim == 4:
             return super().forward(x, timesteps, context, **kwargs)
         t = x.shape[2]
@@ -160,24 +164,26 @@ def custom(
     cfg: float = 1.0,
     mask: Tensor | None = None,
     concat: Tensor | None = None,
-    name: str | None = None,
+    core: str | None = None,
     settings: dict[str, Any] | None = None,
+    feature: str = "",
     **options: Any,
 ) -> dict[str, Any]:
-    """SamplerCustom's work with the pack's SAMPLER (or a host's, `name`), and everything that can be seen."""
+    """SamplerCustom's work with the pack's SAMPLER (or one of the host's, `core`), and everything that can be seen."""
     spy = Spy(kind, 9 if concat is not None else 4)
     if settings is not None:
         spy.model = PACK["nodes.sampler"].TCDSettings.execute(spy.model, **settings).args[0]
     extra = {} if concat is None else {"concat_latent_image": concat[:, 1:], "concat_mask": concat[:, :1]}
+    positive = use(spy.model, feature) + text(1, **extra) if feature else text(1, **extra)
     seen: list[Any] = []
     keep = noise.clone(), latent.clone(), sigmas.clone()
     result = comfy.sample.sample_custom(
         spy.model,
         noise,
         cfg,
-        comfy.samplers.sampler_object(name) if name else sampler(**options),
+        comfy.samplers.sampler_object(core) if core else sampler(**options),
         sigmas,
-        text(1, **extra),
+        positive,
         text(2, **extra),
         latent,
         noise_mask=mask,
@@ -204,11 +210,185 @@ def tcd_ksampler(kind: str, latent: dict[str, Any], **given: Any) -> Any:
     spy = Spy(kind)
     arguments = {"seed": 1, "steps": 4, "cfg": 1.0, "gamma": 0.3, "denoise": 1.0, **given}
     node = PACK["nodes.sampler"].TCDKSampler
-    out = node.execute(
-        spy.model, positive=text(1), negative=text(2), latent_image=latent, **arguments
-    ).args
+    out = node.execute(spy.model, positive=text(1), negative=text(2), latent_image=latent, **arguments).args
     return {"latent": out[0]["samples"], "denoised": out[1]["samples"], "calls": spy.calls}
 
 
 def initial_noise(shape: list[int], seed: int, numbers: list[int] | None = None) -> Tensor:
     return comfy.sample.prepare_noise(torch.zeros(shape), seed, numbers)
+
+
+def use(model: Any, feature: str) -> Any:
+    """One more CONDITIONING, or a patch of the model, with a feature of the host that samplers meet."""
+    if feature == "area":
+        return text(3, area=(4, 4, 2, 2), strength=1.0, set_area_to_bounds=False)
+    if feature == "regional prompt":
+        mask = torch.zeros(1, 8, 8)
+        mask[:, :4] = 1
+        return text(3, mask=mask, mask_strength=1.0, set_area_to_bounds=False)
+    if feature == "timestep range":
+        return text(3, start_percent=0.0, end_percent=0.5)
+    if feature == "ControlNet":
+        picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(7))
+        control = controlnet().copy().set_cond_hint(picture, 1.0, (0.0, 1.0))
+        return text(3, control=control, control_apply_to_uncond=True)
+    if feature == "IP-Adapter":  # an attention patch, as that pack makes it
+        model.set_model_attn2_patch(lambda q, k, v, extra: (q, k * 1.5, v * 0.5))
+        return []
+    if feature == "hook":
+        import comfy.hooks
+
+        weight = "diffusion_model.out.2.weight"
+        shape = model.model.diffusion_model.out[2].weight.shape
+        hooks = comfy.hooks.create_hook_model_as_lora({weight: torch.ones(shape)}, None, 1.0, 1.0)
+        model.register_all_hook_patches(
+            hooks, comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model)
+        )
+        return text(3, hooks=hooks)
+    raise KeyError(feature)
+
+
+@cache
+def controlnet() -> Any:
+    import comfy.cldm.cldm
+    import comfy.controlnet
+    import comfy.ops
+
+    config = {
+        **UNET,
+        "transformer_depth": [1, 0],
+        "num_heads": 4,
+        "num_head_channels": -1,
+        "hint_channels": 3,
+    }
+    for key in ("out_channels", "transformer_depth_output"):
+        del config[key]
+    network = comfy.cldm.cldm.ControlNet(**config, operations=comfy.ops.disable_weight_init)
+    generator = torch.Generator().manual_seed(6)
+    for _, weight in sorted(network.named_parameters()):
+        weight.data = torch.randn(weight.shape, generator=generator) * 0.1
+    return comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
+
+
+class Plain:
+    """A model function whose x0 is `x0` everywhere, for the sampler function itself."""
+
+    def __init__(self, kind: str, x0: float) -> None:
+        self.model_sampling, self.x0 = base(kind).model.model_sampling, x0
+        self.sigmas: list[float] = []
+
+    def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
+        assert sigma.shape == (x.shape[0],)
+        self.sigmas.append(float(sigma[0]))
+        return torch.full_like(x, self.x0)
+
+
+def plain(
+    kind: str,
+    sigmas: Tensor,
+    x0: float = 1.0,
+    shape: tuple[int, ...] = (1, 4, 64, 64),
+    **options: Any,
+) -> Any:
+    """A run of the sampler function with an x0 known beforehand: the last state, and those it was shown."""
+    model, ms = Plain(kind, x0), base(kind).model.model_sampling
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(3)) * sigmas[0]
+    x += x0 * (1 - sigmas[0] if isinstance(ms, comfy.model_sampling.CONST) else 1)
+    states: list[Tensor] = []
+    run = PACK["nodes.tcd_sss"].sample_tcd_sss
+    result = run(model, x, sigmas, {"seed": 1}, lambda d: states.append(d["x"]), True, **options)
+    return {"result": result, "states": states, "called": model.sigmas}
+
+
+def marginals(kind: str, schedulers: list[str], steps: list[int], gammas: list[float]) -> list[Any]:
+    """How far the states' mean is from alpha x0, at most, and their deviation from sigma; are they finite."""
+    rows: list[Any] = []
+    flow = isinstance(base(kind).model.model_sampling, comfy.model_sampling.CONST)
+    for scheduler in schedulers:
+        for n in steps:
+            sigmas = schedule(kind, scheduler, n)
+            for gamma in gammas:
+                for order in ("1", "2", "multistep"):
+                    run = plain(kind, sigmas, gamma=gamma, order=order, end="clean", shape=(1, 4, 32, 32))
+                    mean = std = 0.0
+                    for sigma, x in zip(run["called"], run["states"], strict=False):
+                        alpha = 1 - sigma if flow else 1.0
+                        mean = max(mean, abs(float(x.mean()) - alpha) / max(sigma, 0.01))
+                        std = max(std, abs(float(x.std()) / sigma - 1))
+                    finite = all(bool(torch.isfinite(x).all()) for x in (*run["states"], run["result"]))
+                    end = float((run["result"] - 1).abs().max()) if sigmas[-1] == 0 else 0.0
+                    rows.append([scheduler, n, gamma, order, mean, std, end, finite])
+    return rows
+
+
+def interrupted(kind: str, latent: Tensor) -> list[Any]:
+    """The user presses cancel in the second step: [name of what is raised, calls of the network]."""
+    spy, sigmas = Spy(kind), grid(kind, 4)
+
+    def callback(i: int, *_: Any) -> None:
+        if i == 1:
+            comfy.model_management.interrupt_current_processing()
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    try:
+        comfy.sample.sample_custom(
+            spy.model,
+            latent,
+            1.0,
+            sampler(),
+            grid(kind, 4),
+            text(1),
+            text(2),
+            latent,
+            callback=callback,
+            seed=1,
+        )
+    except BaseException as error:
+        return [type(error).__name__, len(spy.calls)]
+    return ["", len(spy.calls)]
+
+
+def registered(name: str = "tcd_sss") -> dict[str, Any]:
+    """What the host's lists say of our names and another pack's."""
+    import comfy.k_diffusion.sampling as k_diffusion
+
+    ours = sys.modules[PACK["nodes.tcd_sss"].__name__].sample_tcd_sss
+    host = comfy.samplers
+    samplers, schedulers = host.KSampler.SAMPLERS, host.KSampler.SCHEDULERS
+    offered = nodes.NODE_CLASS_MAPPINGS["KSampler"].INPUT_TYPES()["required"]["sampler_name"][0]
+    return {
+        "samplers": [n for n in samplers if "tcd" in n],
+        "schedulers": [n for n in schedulers if "tcd" in n],
+        "same lists": samplers is comfy.samplers.SAMPLER_NAMES
+        and schedulers is comfy.samplers.SCHEDULER_NAMES,
+        "ours": getattr(k_diffusion, f"sample_{name}", None) is ours,
+        "module": getattr(getattr(k_diffusion, f"sample_{name}", None), "__module__", ""),
+        "nodes": sorted(n for n in nodes.NODE_CLASS_MAPPINGS if n.startswith("TCD_")),
+        "offered": "tcd_sss" in offered,
+    }
+
+
+def load_pack(folder: str) -> bool:
+    """Another pack, or this one again from another folder."""
+    import asyncio
+
+    return asyncio.run(nodes.load_custom_node(folder))
+
+
+def nested(kind: str, **given: Any) -> Any:
+    """TCD_KSampler with a latent of two parts, on hosts that have them; None on others."""
+    try:
+        from comfy.nested_tensor import NestedTensor
+    except ImportError:
+        return None
+    parts = NestedTensor([torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 2, 8, 8)])
+    out = tcd_ksampler(kind, {"samples": parts}, **given)
+    return [out["latent"].unbind(), out["denoised"].unbind(), len(out["calls"])]
+
+
+def node_info() -> dict[str, Any]:
+    return {n: c.GET_NODE_INFO_V1() for n, c in nodes.NODE_CLASS_MAPPINGS.items() if n.startswith("TCD_")}
+
+
+def heavy_modules() -> list[str]:
+    return [name for name in ("peft", "diffusers") if name in sys.modules]

@@ -89,9 +89,7 @@ def compare(inside: Callable[..., Any], kind: str, steps: int, gamma: float, str
     )
     sigmas = inside("grid", kind=kind, steps=steps, denoise=strength)
     given = torch.zeros_like(noise) if latent is None else latent / SCALE
-    ours = inside(
-        "custom", kind=kind, sigmas=sigmas, latent=given, noise=noise, noises=noises, gamma=gamma
-    )
+    ours = inside("custom", kind=kind, sigmas=sigmas, latent=given, noise=noise, noises=noises, gamma=gamma)
     called = [call["t"][0] for call in ours["calls"]]
     assert called == expected.timesteps, f"{called} for {expected.timesteps}"
     return relative(ours["latent"] * SCALE, expected.x)

@@ -2,8 +2,8 @@
 
     python comfyui_worker.py COMFYUI PACK [ARGUMENTS OF COMFYUI]
 
-A message on stdin is [function of comfyui_inside.py, arguments], the answer on stdout [result, error]: eight bytes
-of length, then `torch.save`. What the host prints goes to stderr.
+A message on stdin is [function of comfyui_inside.py, arguments], the answer on stdout [result, error]: eight
+bytes of length, then `torch.save`. What the host prints goes to stderr.
 """
 
 from __future__ import annotations

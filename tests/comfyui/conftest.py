@@ -1,4 +1,4 @@
-"""A worker in ComfyUI's own interpreter, started once: `inside("function of comfyui_inside.py", **arguments)`."""
+"""A worker in ComfyUI's own interpreter, started once: `inside(function of comfyui_inside.py, **arguments)`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-
 from comfyui_worker import receive, send
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_SHIPPED = (".*", "tests", "docs", "benchmarks", "weights", "data", "dist", "build", "__pycache__", "*.egg-info")
+NOT_SHIPPED = (
+    ".*",
+    "tests",
+    "docs",
+    "benchmarks",
+    "weights",
+    "data",
+    "dist",
+    "build",
+    "__pycache__",
+    "*.egg-info",
+)
 
 
 class Host(Protocol):
@@ -27,7 +37,7 @@ Inside = Callable[..., Any]
 
 def copy_pack(target: Path) -> Path:
     """The pack as a user would have it in custom_nodes."""
-    shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*NOT_SHIPPED))
+    shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*NOT_SHIPPED, "__pycache__"))
     return target
 
 
@@ -63,8 +73,8 @@ def inside(host: Host, pack: Path, tmp_path_factory: pytest.TempPathFactory) -> 
                 raise RuntimeError(error)
             return result
 
-        def call(name: str, **arguments: Any) -> Any:
-            send(process.stdin, [name, arguments])  # pyright: ignore[reportArgumentType]
+        def call(function: str, **arguments: Any) -> Any:
+            send(process.stdin, [function, arguments])  # pyright: ignore[reportArgumentType]
             return answer()
 
         assert answer() is True, f"ComfyUI could not load the pack:\n{log.read_text()[-3000:]}"

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
-from comfyui_oracle import SCALE, TOLERANCE, compare, diffusers_run, randn, relative
+from comfyui_oracle import TOLERANCE, compare
 
 pytestmark = pytest.mark.comfyui
 Inside = Callable[..., Any]
