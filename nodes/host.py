@@ -59,9 +59,14 @@ def trajectory(model_sampling: Any) -> Trajectory:
             f"TCD cannot sample a model of the type {[c.__name__ for c in type(ms).__mro__[1:-1]]}: it does "
             "not denoise along x0 + sigma eps or (1 - sigma) x0 + sigma eps; use euler for this model"
         )
-    vp = DiscreteSchedule.from_sigmas(ms.sigmas)
+    vp = DiscreteSchedule.from_sigmas(_table(ms))
     # Continuous models (EDM) have no timestep 0 to stop at.
     return Trajectory(vp.scaled(), vp.last if isinstance(ms, known.ModelSamplingDiscrete) else vp.clean)
+
+
+def _table(model_sampling: Any) -> Tensor:
+    # Stable Cascade's is cut off above and below: the same sigma for many timesteps.
+    return model_sampling.sigmas.float().cpu().unique_consecutive()
 
 
 def grid(model_sampling: Any, steps: int, denoise: float = 1.0, original_steps: int | None = 50) -> Tensor:
@@ -77,7 +82,7 @@ def grid(model_sampling: Any, steps: int, denoise: float = 1.0, original_steps: 
         unit = getattr(ms, "multiplier", 1.0)
         sigmas = [float(ms.sigma(torch.tensor(u * unit))) for u in flow_sigmas(steps, 1.0, denoise)]
         return torch.tensor([*sigmas, 0.0])
-    table = ms.sigmas.float().cpu()
+    table = _table(ms)
     if original_steps is not None:
         original_steps = min(original_steps, len(table))
     times = timesteps(steps, denoise, original_steps, len(table))

@@ -169,7 +169,7 @@ def custom(
     feature: str = "",
     **options: Any,
 ) -> dict[str, Any]:
-    """SamplerCustom's work with the pack's SAMPLER (or one of the host's, `core`), and everything that can be seen."""
+    """SamplerCustom's work with the pack's SAMPLER (or the host's `core`), and all that can be seen."""
     spy = Spy(kind, 9 if concat is not None else 4)
     if settings is not None:
         spy.model = PACK["nodes.sampler"].TCDSettings.execute(spy.model, **settings).args[0]
@@ -295,9 +295,15 @@ def plain(
     x = torch.randn(shape, generator=torch.Generator().manual_seed(3)) * sigmas[0]
     x += x0 * (1 - sigmas[0] if isinstance(ms, comfy.model_sampling.CONST) else 1)
     states: list[Tensor] = []
+    shown: list[float] = []
+
+    def callback(step: dict[str, Any]) -> None:
+        states.append(step["x"])
+        shown.append(float(step["sigma"]))
+
     run = PACK["nodes.tcd_sss"].sample_tcd_sss
-    result = run(model, x, sigmas, {"seed": 1}, lambda d: states.append(d["x"]), True, **options)
-    return {"result": result, "states": states, "called": model.sigmas}
+    result = run(model, x, sigmas, {"seed": 1}, callback, True, **options)
+    return {"result": result, "states": states, "sigmas": shown, "called": model.sigmas}
 
 
 def marginals(kind: str, schedulers: list[str], steps: list[int], gammas: list[float]) -> list[Any]:
@@ -311,7 +317,7 @@ def marginals(kind: str, schedulers: list[str], steps: list[int], gammas: list[f
                 for order in ("1", "2", "multistep"):
                     run = plain(kind, sigmas, gamma=gamma, order=order, end="clean", shape=(1, 4, 32, 32))
                     mean = std = 0.0
-                    for sigma, x in zip(run["called"], run["states"], strict=False):
+                    for sigma, x in zip(run["sigmas"], run["states"], strict=True):
                         alpha = 1 - sigma if flow else 1.0
                         mean = max(mean, abs(float(x.mean()) - alpha) / max(sigma, 0.01))
                         std = max(std, abs(float(x.std()) / sigma - 1))
@@ -336,7 +342,7 @@ def interrupted(kind: str, latent: Tensor) -> list[Any]:
             latent,
             1.0,
             sampler(),
-            grid(kind, 4),
+            sigmas,
             text(1),
             text(2),
             latent,

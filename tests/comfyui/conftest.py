@@ -1,4 +1,4 @@
-"""A worker in ComfyUI's own interpreter, started once: `inside(function of comfyui_inside.py, **arguments)`."""
+"""A worker in ComfyUI's interpreter, started once: `inside("function of comfyui_inside", **arguments)`."""
 
 from __future__ import annotations
 
