@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from functools import cache
 from types import ModuleType
@@ -354,23 +355,21 @@ def interrupted(kind: str, latent: Tensor) -> list[Any]:
     return ["", len(spy.calls)]
 
 
-def registered(name: str = "tcd_sss") -> dict[str, Any]:
+def registered() -> dict[str, Any]:
     """What the host's lists say of our names and another pack's."""
     import comfy.k_diffusion.sampling as k_diffusion
 
-    ours = sys.modules[PACK["nodes.tcd_sss"].__name__].sample_tcd_sss
     host = comfy.samplers
     samplers, schedulers = host.KSampler.SAMPLERS, host.KSampler.SCHEDULERS
-    offered = nodes.NODE_CLASS_MAPPINGS["KSampler"].INPUT_TYPES()["required"]["sampler_name"][0]
+    offered = nodes.NODE_CLASS_MAPPINGS["KSampler"].INPUT_TYPES()["required"]
+    functions = {name: getattr(k_diffusion, f"sample_{name}", None) for name in ("tcd_sss", "tcd")}
     return {
-        "samplers": [n for n in samplers if "tcd" in n],
-        "schedulers": [n for n in schedulers if "tcd" in n],
-        "same lists": samplers is comfy.samplers.SAMPLER_NAMES
-        and schedulers is comfy.samplers.SCHEDULER_NAMES,
-        "ours": getattr(k_diffusion, f"sample_{name}", None) is ours,
-        "module": getattr(getattr(k_diffusion, f"sample_{name}", None), "__module__", ""),
-        "nodes": sorted(n for n in nodes.NODE_CLASS_MAPPINGS if n.startswith("TCD_")),
-        "offered": "tcd_sss" in offered,
+        "samplers": [name for name in samplers if "tcd" in name],
+        "schedulers": [name for name in schedulers if "tcd" in name],
+        "same lists": samplers is host.SAMPLER_NAMES and schedulers is host.SCHEDULER_NAMES,
+        "offered": "tcd_sss" in offered["sampler_name"][0] and "tcd_grid" in offered["scheduler"][0],
+        "from": {name: getattr(function, "__module__", "") for name, function in functions.items()},
+        "nodes": sorted(name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("TCD_")),
     }
 
 
@@ -379,6 +378,13 @@ def load_pack(folder: str) -> bool:
     import asyncio
 
     return asyncio.run(nodes.load_custom_node(folder))
+
+
+def remove_sampler() -> None:
+    """As if no pack had registered it."""
+    import comfy.k_diffusion.sampling as k_diffusion
+
+    del k_diffusion.sample_tcd_sss
 
 
 def nested(kind: str, **given: Any) -> Any:
@@ -393,7 +399,9 @@ def nested(kind: str, **given: Any) -> Any:
 
 
 def node_info() -> dict[str, Any]:
-    return {n: c.GET_NODE_INFO_V1() for n, c in nodes.NODE_CLASS_MAPPINGS.items() if n.startswith("TCD_")}
+    """As the frontend gets it."""
+    ours = {n: c for n, c in nodes.NODE_CLASS_MAPPINGS.items() if n.startswith("TCD_")}
+    return json.loads(json.dumps({name: node.GET_NODE_INFO_V1() for name, node in ours.items()}))
 
 
 def heavy_modules() -> list[str]:

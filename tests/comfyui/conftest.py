@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from comfyui_pack import copy_pack
 from comfyui_worker import receive, send
-
-ROOT = Path(__file__).resolve().parents[2]
-NOT_SHIPPED = (
-    ".*",
-    "tests",
-    "docs",
-    "benchmarks",
-    "weights",
-    "data",
-    "dist",
-    "build",
-    "__pycache__",
-    "*.egg-info",
-)
 
 
 class Host(Protocol):
@@ -33,12 +19,6 @@ class Host(Protocol):
 
 
 Inside = Callable[..., Any]
-
-
-def copy_pack(target: Path) -> Path:
-    """The pack as a user would have it in custom_nodes."""
-    shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*NOT_SHIPPED, "__pycache__"))
-    return target
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,91 @@
+"""Names in the host's lists: ours once, others' untouched, in any order of loading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfyui_pack import copy_pack
+
+pytestmark = pytest.mark.comfyui
+Inside = Callable[..., Any]
+IDS = {"TCD_KSampler", "TCD_Sampler", "TCD_Scheduler", "TCD_Settings"}
+# As the packs of today do it: unguarded.
+OTHER = """
+import comfy.samplers
+from comfy.k_diffusion import sampling
+
+def sample_{name}(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    return x * 0 + 7
+
+sampling.sample_{name} = sample_{name}
+if "{name}" not in comfy.samplers.SAMPLER_NAMES:
+    comfy.samplers.SAMPLER_NAMES.append("{name}")
+NODE_CLASS_MAPPINGS = {{}}
+"""
+
+
+def other_pack(folder: Path, name: str) -> str:
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text(OTHER.format(name=name))
+    return str(folder)
+
+
+def test_the_lists_have_us_once(inside: Inside):
+    found = inside("registered")
+    assert found["samplers"].count("tcd_sss") == found["schedulers"].count("tcd_grid") == 1
+    assert found["same lists"] and found["offered"] and set(found["nodes"]) >= IDS
+
+
+def test_beside_another_pack_in_both_orders_and_twice(inside: Inside, tmp_path: Path):
+    """Ours is there; then another pack that registers `tcd` loads; then ours again from another folder."""
+    other = other_pack(tmp_path / "other", "tcd")
+    assert inside("load_pack", folder=other)
+    after = inside("registered")
+    assert sorted(after["samplers"]) == ["tcd", "tcd_sss"] and after["from"]["tcd"] == other
+    again = str(copy_pack(tmp_path / "custom nodes" / "Second-copy of TCD"))
+    assert inside("load_pack", folder=again)
+    twice = inside("registered")
+    assert sorted(twice["samplers"]) == ["tcd", "tcd_sss"] and twice["schedulers"] == ["tcd_grid"]
+    assert twice["same lists"] and twice["from"]["tcd"] == other
+    assert twice["from"]["tcd_sss"].startswith(again.replace(".", "_x_"))
+    assert set(twice["nodes"]) >= IDS
+
+
+def test_a_name_that_is_taken_stays_so_and_our_nodes_work(inside: Inside, tmp_path: Path):
+    import torch
+
+    thief = other_pack(tmp_path / "thief", "tcd_sss")
+    inside("load_pack", folder=thief)
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    before = inside("tcd_ksampler", kind="epsilon", latent=latent)["latent"]
+    try:
+        assert inside("load_pack", folder=str(copy_pack(tmp_path / "third")))
+        assert inside("registered")["from"]["tcd_sss"] == thief
+        assert torch.equal(inside("tcd_ksampler", kind="epsilon", latent=latent)["latent"], before)
+        assert float(before.std()) > 0
+    finally:
+        inside("remove_sampler")
+        assert inside("load_pack", folder=str(copy_pack(tmp_path / "fourth")))
+
+
+def test_the_nodes_declare_what_is_promised(inside: Inside):
+    info = inside("node_info")
+    for name in IDS:
+        assert info[name]["category"] == "TCD" and info[name]["description"]
+    widgets = info["TCD_KSampler"]["input"]
+    assert list(widgets["required"]) == [
+        "model", "seed", "steps", "cfg", "gamma", "positive", "negative", "latent_image", "denoise",
+    ]  # fmt: skip
+    advanced = {"order", "end", "gamma_end", "original_steps", "noise_device"}
+    assert set(widgets["optional"]) == advanced
+    assert all(options[1]["advanced"] for options in widgets["optional"].values())
+    assert info["TCD_KSampler"]["output"] == ["LATENT", "LATENT"]
+    assert info["TCD_Sampler"]["output"] == ["SAMPLER"] and info["TCD_Scheduler"]["output"] == ["SIGMAS"]
+    assert set(info["TCD_Settings"]["input"]["required"]) == {"model", "gamma"}
+    for node in IDS:
+        for group in info[node]["input"].values():
+            for widget, (kind, options, *_) in group.items():
+                assert kind in ("MODEL", "CONDITIONING", "LATENT") or options.get("tooltip"), (node, widget)
