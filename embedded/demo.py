@@ -47,7 +47,12 @@ def run(args: argparse.Namespace) -> int:
     shutil.rmtree(run_folder, ignore_errors=True)
     steps = affordable_steps(model, args.seconds, args.out / ".warm-up", args.seed)
     config = DistillConfig.resolve(
-        "embedded", steps=steps, seed=args.seed, validate_every=max(1, steps // 2), save_every=steps
+        "embedded",
+        steps=steps,
+        seed=args.seed,
+        warmup=min(20, steps // 4),
+        validate_every=max(1, steps // 2),
+        save_every=steps,
     )
     say(f"2/4 distilling a TCD LoRA from prompts alone: {steps} iterations of {config.batch}", began)
     distil_embedded(model, config, run_folder)

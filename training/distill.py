@@ -114,7 +114,7 @@ def distill(
     bar = Progress(config.steps, start)
     total = config.batch * config.accumulation
     info = {**(metadata or {}), **{f"tcd.{k}": json.dumps(v) for k, v in config.as_dict().items()}}
-    loss, figure = math.nan, None
+    loss, figure = log.last.get("loss", math.nan), log.last.get("validation")
     whole: int | None = start  # steps that the weights stand for; None while they are being changed
     try:
         for step in range(start, config.steps):
@@ -128,8 +128,7 @@ def distill(
                 draw = draw_times(grid, config, pairs.n, generator(config.seed, 1, step), total, part)
                 x_prev = teacher_step(student, pairs, uncond, draw.w, grid, config)
 
-                # Loss. Teacher, then target, then student: nothing else runs while the student's graph is
-                # alive.
+                # Loss. Teacher, target, student: nothing else runs while the student's graph is alive.
                 predict = student.predictor(pairs.cond)
                 behind = averaged(predict, trained, target) if target is not None else predict
                 each = tcd_loss(predict, behind, Batch(pairs.x, x_prev, draw, pairs.cond), grid, config)
@@ -142,8 +141,7 @@ def distill(
             loss = torch.stack(losses).mean().item()
             if not math.isfinite(loss) or not math.isfinite(norm.item()):
                 raise ValueError(
-                    f"loss {loss} with gradient norm {norm.item()} at step {step + 1}: the run diverged. "
-                    "Lower "
+                    f"loss {loss}, gradient norm {norm.item()} at step {step + 1}: the run diverged. Lower "
                     f"learning_rate (now {config.learning_rate}) or w_max and start in another folder. "
                     f"{state.kept()}"
                 )

@@ -66,6 +66,7 @@ class Log:
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
         kept = [line for line in read_log(path) if line["step"] <= start]
+        self.last: dict[str, Any] = kept[-1] if kept else {}
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, **record: Any) -> None:

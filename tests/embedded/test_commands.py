@@ -1,0 +1,125 @@
+"""The commands a visitor types, run as a visitor runs them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from comfyui_tcd.cli import main
+from comfyui_tcd.embedded import demo
+from comfyui_tcd.embedded.page import NAMES
+from comfyui_tcd.training.config import DistillConfig
+from comfyui_tcd.training.lora import load_lora
+
+TINY = ["--batch", "8", "--trajectories", "2", "--rank", "4", "--warmup", "1", "--validation-prompts", "2"]
+
+
+def test_sample_writes_a_picture_that_depends_on_prompt_and_seed(tmp_path, capsys):
+    def picture(name, *more):
+        path = tmp_path / name
+        assert main(["sample", "--prompt", "sad person, hat", "--count", "2", "--out", str(path), *more]) == 0
+        return path.read_bytes()
+
+    first = picture("a.png")
+    assert first == picture("b.png") and first.startswith(b"\x89PNG")
+    assert first != picture("c.png", "--seed", "1")
+    assert first != picture("d.png", "--teacher")
+    assert str(tmp_path / "d.png") in capsys.readouterr().out
+
+
+def test_sample_names_unknown_words_and_the_known_ones(tmp_path, capsys):
+    assert main(["sample", "--prompt", "moustache", "--out", str(tmp_path / "x.png")]) == 2
+    message = capsys.readouterr().err
+    assert "moustache" in message and "sunglasses" in message and "Traceback" not in message
+
+
+def test_train_dry_run_prints_settings_that_can_be_read_back(tmp_path, capsys):
+    assert (
+        main(["train", "--embedded", "--out", str(tmp_path / "run"), "--dry-run", "--steps", "7", *TINY]) == 0
+    )
+    out = capsys.readouterr().out
+    (tmp_path / "again.toml").write_text(out, "utf-8")
+    assert DistillConfig.resolve("embedded", tmp_path / "again.toml").steps == 7
+    assert "trained parameters" in out and "GiB" in out and "min" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_makes_a_lora_and_goes_on_where_it_was(tmp_path, capsys):
+    out = tmp_path / "a run"
+    command = ["train", "--embedded", "--out", str(out), "--steps", "4", "--save-every", "2", *TINY]
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("happy person\n\nred hair, glasses\n", "utf-8")
+    assert main([*command, "--prompts", str(prompts)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("lora.safetensors")
+    tensors, metadata = load_lora(out / "lora.safetensors")
+    assert json.loads(metadata["tcd.steps"]) == 4 and metadata["tcd.teacher"] == "embedded"
+    assert len(tensors) > 100
+    assert main([*command, "--prompts", str(prompts)]) == 0  # done already: nothing changes
+    assert "loss nan" not in capsys.readouterr().out
+    again, _ = load_lora(out / "lora.safetensors")
+    assert all(torch.equal(again[k], v) for k, v in tensors.items())
+    assert main([*command[: -len(TINY)], *TINY, "--learning-rate", "0.1", "--prompts", str(prompts)]) == 2
+    assert "other settings (learning_rate)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("speed = 3", "unknown setting 'speed'"),
+        ("steps = 'x'", "should be of type int"),
+        ("steps = ", "not valid TOML"),
+    ],
+)
+def test_a_bad_settings_file_is_refused_by_name(tmp_path, capsys, text, message):
+    path = tmp_path / "my.toml"
+    path.write_text(text, "utf-8")
+    assert main(["train", "--embedded", "--out", str(tmp_path / "x"), "--config", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_empty_prompt_file_is_refused(tmp_path, capsys):
+    path = tmp_path / "none.txt"
+    path.write_text("\n \n", "utf-8")
+    assert main(["train", "--embedded", "--out", str(tmp_path / "x"), "--prompts", str(path)]) == 2
+    assert "no prompts" in capsys.readouterr().err
+
+
+def test_the_module_runs_like_the_command(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "comfyui_tcd.training",
+        "--embedded",
+        "--out",
+        str(tmp_path / "x"),
+        "--dry-run",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert "steps = " in done.stdout
+
+
+@pytest.mark.slow
+def test_demo_shows_every_method_at_every_step(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path), "--seconds", "4", "--samples", "130"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"Open {tmp_path / 'index.html'}"
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    methods = {(row["method"], row["steps"]) for row in results["rows"]}
+    assert methods == {(m, k) for m in NAMES if m != "real" for k in demo.STEPS} | {("real", 0)}
+    for row in results["rows"]:
+        assert row["frechet_ci"][0] <= row["frechet"] <= row["frechet_ci"][1]
+        assert row["samples"] == 130 and 0 <= row["prompt_accuracy"] <= 1
+        assert (row["gamma"] is not None) == row["method"].startswith("tcd")
+    page = (tmp_path / "index.html").read_text("utf-8")
+    assert page.count("data:image/png;base64,") == 2 and "<svg" in page and "viewport" in page
+    assert "http" not in page.replace("http-equiv", "")  # self-contained
+    for name in ("steps.png", "gamma.png", "loss.svg", "table.txt"):
+        assert (Path(tmp_path) / name).stat().st_size > 500
+
+
+def test_demo_refuses_too_few_samples(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path), "--samples", "20"]) == 2
+    assert "at least 130" in capsys.readouterr().err
