@@ -116,9 +116,11 @@ def network(kind: str, x: Tensor, t: Tensor, cond: int = 1, concat: Tensor | Non
 class Spy:
     """Sees every call of the network, as a wrapper of the model function."""
 
-    def __init__(self, kind: str, channels: int = 4) -> None:
+    def __init__(self, kind: str, channels: int = 4, settings: dict[str, Any] | None = None) -> None:
         self.calls: list[dict[str, Any]] = []
         self.model = base(kind, channels).clone()
+        if settings is not None:
+            self.model = PACK["nodes.sampler"].TCDSettings.execute(self.model, **settings).args[0]
         self.model.set_model_unet_function_wrapper(self)
 
     def __call__(self, apply: Any, args: Any) -> Tensor:
@@ -171,9 +173,7 @@ def custom(
     **options: Any,
 ) -> dict[str, Any]:
     """SamplerCustom's work with the pack's SAMPLER (or the host's `core`), and all that can be seen."""
-    spy = Spy(kind, 9 if concat is not None else 4)
-    if settings is not None:
-        spy.model = PACK["nodes.sampler"].TCDSettings.execute(spy.model, **settings).args[0]
+    spy = Spy(kind, 9 if concat is not None else 4, settings)
     extra = {} if concat is None else {"concat_latent_image": concat[:, 1:], "concat_mask": concat[:, :1]}
     positive = use(spy.model, feature) + text(1, **extra) if feature else text(1, **extra)
     seen: list[Any] = []
@@ -198,9 +198,7 @@ def custom(
 
 def ksampler(kind: str, latent: dict[str, Any], settings: dict[str, Any] | None = None, **given: Any) -> Any:
     """The host's KSampler (Advanced) with the names of the lists."""
-    spy = Spy(kind)
-    if settings is not None:
-        spy.model = PACK["nodes.sampler"].TCDSettings.execute(spy.model, **settings).args[0]
+    spy = Spy(kind, settings=settings)
     arguments = {"cfg": 1.0, "sampler_name": "tcd_sss", "scheduler": "tcd_grid", "seed": 1, **given}
     out = nodes.common_ksampler(spy.model, positive=text(1), negative=text(2), latent=latent, **arguments)
     return {"latent": out[0]["samples"], "calls": spy.calls}
@@ -404,5 +402,34 @@ def node_info() -> dict[str, Any]:
     return json.loads(json.dumps({name: node.GET_NODE_INFO_V1() for name, node in ours.items()}))
 
 
-def heavy_modules() -> list[str]:
-    return [name for name in ("peft", "diffusers") if name in sys.modules]
+def overhead(side: int, network: bool, steps: int, repeats: int) -> dict[str, float]:
+    """Median seconds a step of ours and of core's euler_ancestral, turn by turn, one thread, cpu."""
+    import statistics
+    import time
+
+    import comfy.k_diffusion.sampling as k_diffusion
+
+    kind, shape = "epsilon", (1, 4, side, side)
+    sigmas, noise = grid(kind, steps), torch.randn(1, 4, side, side)
+    times: dict[str, list[float]] = {"tcd_sss": [], "euler_ancestral": []}
+    for turn in range(repeats + 1):
+        for name, seconds in times.items():
+            begin = time.perf_counter()
+            if network:
+                model, zero = base(kind), torch.zeros(shape)
+                chosen = comfy.samplers.sampler_object(name)
+                comfy.sample.sample_custom(
+                    model, noise, 1.0, chosen, sigmas, text(1), text(2), zero, disable_pbar=True, seed=turn
+                )
+            else:
+                function = getattr(k_diffusion, f"sample_{name}")
+                function(Plain(kind, 0.5), noise * sigmas[0], sigmas, {"seed": turn}, None, True)
+            if turn:
+                seconds.append((time.perf_counter() - begin) / steps)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def version() -> str:
+    import comfyui_version
+
+    return comfyui_version.__version__

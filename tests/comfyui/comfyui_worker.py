@@ -13,6 +13,10 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any, BinaryIO
 
 import torch
@@ -29,6 +33,37 @@ def receive(stream: BinaryIO) -> Any:
     """None at the end of the stream."""
     size = stream.read(8)
     return torch.load(io.BytesIO(stream.read(int.from_bytes(size, "big")))) if size else None
+
+
+@contextmanager
+def start(host: Path, python: Path, pack: Path, log: Path) -> Generator[Callable[..., Any]]:
+    """A worker: the function that is given calls one of comfyui_inside.py by its name, with its arguments."""
+    worker = [python, __file__, host, pack]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    with (
+        log.open("wb") as errors,
+        Popen(worker, cwd=host, env=environment, stdin=PIPE, stdout=PIPE, stderr=errors) as process,
+    ):
+        questions, answers = process.stdin, process.stdout
+        assert questions and answers
+
+        def answer() -> Any:
+            message = receive(answers)
+            if message is None:
+                raise RuntimeError(f"the worker died:\n{log.read_text()[-3000:]}")
+            result, error = message
+            if error:
+                raise RuntimeError(error)
+            return result
+
+        def call(function: str, **arguments: Any) -> Any:
+            send(questions, [function, arguments])
+            return answer()
+
+        if not answer():
+            raise RuntimeError(f"ComfyUI could not load the pack:\n{log.read_text()[-3000:]}")
+        yield call
+        questions.close()
 
 
 def main() -> None:

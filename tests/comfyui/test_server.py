@@ -1,0 +1,191 @@
+"""The real server: graphs through its API, the pack in custom_nodes beside another with a `tcd`."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comfyui_pack import copy_pack
+from safetensors.torch import load_file
+from test_registration import IDS, OTHER
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
+PROVIDER = """
+import sys
+sys.path.append({tests!r})
+import comfyui_inside as inside
+
+class Model:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "make", "tests"
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {{"required": {{"kind": (list(inside.TYPES),)}}}}
+    def make(self, kind):
+        return (inside.base(kind).clone(),)
+
+class Text:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "make", "tests"
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {{"required": {{"seed": ("INT", {{"default": 1}})}}}}
+    def make(self, seed):
+        return (inside.text(seed),)
+
+NODE_CLASS_MAPPINGS = {{"TestModel": Model, "TestText": Text}}
+"""
+
+
+class Server:
+    def __init__(self, url: str, output: Path, log: Path) -> None:
+        self.url, self.output, self.log = url, output, log
+
+    def call(self, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()) from error
+        return json.loads(text) if text else None
+
+    def queue(self, graph: dict[str, Any]) -> str:
+        return self.call("/prompt", {"prompt": graph})["prompt_id"]
+
+    def wait(self, prompt: str) -> dict[str, Any]:
+        for _ in range(1200):
+            if found := self.call(f"/history/{prompt}"):
+                return found[prompt]
+            time.sleep(0.25)
+        raise TimeoutError(self.log.read_text()[-3000:])
+
+    def latents(self, graph: dict[str, Any]) -> list[torch.Tensor]:
+        """Of the graph's SaveLatent nodes, in the order of their names."""
+        done = self.wait(self.queue(graph))
+        assert done["status"]["status_str"] == "success", done["status"]
+        outputs = (done["outputs"][node]["latents"][0] for node in sorted(done["outputs"]))
+        return [load_file(self.output / o["subfolder"] / o["filename"])["latent_tensor"] for o in outputs]
+
+
+@pytest.fixture(scope="module")
+def server(host: Any, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+    home = tmp_path_factory.mktemp("a ComfyUI-home")
+    packs = home / "custom_nodes"
+    copy_pack(packs / "ComfyUI TCD-pack v1.0")
+    tests = str(Path(__file__).parent)
+    sources = {"a other": OTHER.format(name="tcd"), "provider": PROVIDER.format(tests=tests)}
+    for name, source in sources.items():
+        (packs / name).mkdir()
+        (packs / name / "__init__.py").write_text(source)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--cpu", "--port", str(port), "--base-directory", str(home), "--disable-api-nodes"]
+    options += ["--database-url", "sqlite:///:memory:"]
+    log = home / "log.txt"
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(
+            [host.python, "main.py", *options],
+            cwd=host.path,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        ) as process,
+    ):
+        found = Server(f"http://127.0.0.1:{port}", home / "output", log)
+        try:
+            for _ in range(1200):
+                assert process.poll() is None, log.read_text()[-3000:]
+                try:
+                    found.call("/queue")
+                    break
+                except OSError:
+                    time.sleep(0.25)
+            yield found
+        finally:
+            process.terminate()
+
+
+def graph(kind: str = "epsilon", steps: int = 4, size: int = 64) -> dict[str, Any]:
+    def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+        return {"class_type": class_type, "inputs": inputs}
+
+    parts = {"model": ["m", 0], "positive": ["p", 0], "negative": ["n", 0], "latent_image": ["l", 0]}
+    settings = {"gamma": 0.6, "gamma_end": -1.0, "order": "1", "end": "official"}
+    names = {"sampler_name": "tcd_sss", "scheduler": "tcd_grid"}
+    common = {"steps": steps, "cfg": 1.5, "denoise": 1.0}
+    return {
+        "m": node("TestModel", kind=kind),
+        "p": node("TestText", seed=1),
+        "n": node("TestText", seed=2),
+        "l": node("EmptyLatentImage", width=size, height=size, batch_size=2),
+        "set": node("TCD_Settings", model=["m", 0], **settings),
+        "sampler": node("TCD_Sampler", noise_device="cpu", **settings),
+        "sigmas": node("TCD_Scheduler", model=["m", 0], steps=steps, denoise=1.0, original_steps=50),
+        "tcd": node("TCD_KSampler", seed=7, gamma=0.6, **common, **parts),
+        "k": node("KSampler", seed=7, **common, **names, **{**parts, "model": ["set", 0]}),
+        "c": node(
+            "SamplerCustom", add_noise=True, noise_seed=7, cfg=1.5, sampler=["sampler", 0],
+            sigmas=["sigmas", 0], **parts,
+        ),
+        "save a": node("SaveLatent", samples=["tcd", 0], filename_prefix="a"),
+        "save b": node("SaveLatent", samples=["k", 0], filename_prefix="b"),
+        "save c": node("SaveLatent", samples=["c", 0], filename_prefix="c"),
+        "save d": node("SaveLatent", samples=["tcd", 1], filename_prefix="d"),
+        "save e": node("SaveLatent", samples=["c", 1], filename_prefix="e"),
+    }  # fmt: skip
+
+
+def test_it_starts_and_lists_us(server: Server):
+    log = server.log.read_text()
+    assert "IMPORT FAILED" not in log and "Cannot import" not in log, log[-3000:]
+    info = server.call("/object_info")
+    assert set(info) >= IDS
+    inputs = info["KSampler"]["input"]["required"]
+    assert "tcd_sss" in inputs["sampler_name"][0] and "tcd" in inputs["sampler_name"][0]
+    assert "tcd_grid" in inputs["scheduler"][0]
+    select = info["KSamplerSelect"]["input"]["required"]["sampler_name"]
+    assert "tcd_sss" in json.dumps(select)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v+zsnr", "flow"])
+def test_node_ksampler_and_custom_sampler_agree(server: Server, kind: str):
+    node, by_name, custom, denoised, custom_denoised = server.latents(graph(kind))
+    assert node.shape == (2, 4, 8, 8) and bool(node.isfinite().all()) and float(node.std()) > 0.1
+    assert torch.equal(node, by_name) and torch.equal(node, custom)
+    assert torch.equal(denoised, custom_denoised)
+
+
+def test_the_server_makes_what_the_worker_makes(server: Server, inside: Callable[..., Any]):
+    node, *_ = server.latents(graph("v"))
+    latent = {"samples": torch.zeros(2, 4, 8, 8)}
+    again = inside("tcd_ksampler", kind="v", latent=latent, seed=7, steps=4, cfg=1.5, gamma=0.6)["latent"]
+    assert torch.allclose(node, again, rtol=1e-4, atol=1e-5)
+
+
+def test_cancel_stops_the_run_and_the_next_one_works(server: Server):
+    long = graph(steps=50, size=512)
+    for name in ("k", "c", "save b", "save c", "save e"):
+        del long[name]
+    prompt = server.queue(long)
+    for _ in range(400):
+        if server.call("/queue")["queue_running"]:
+            break
+        time.sleep(0.05)
+    time.sleep(1)
+    server.call("/interrupt", {})
+    done = server.wait(prompt)
+    kinds = [message[0] for message in done["status"]["messages"]]
+    assert "execution_interrupted" in kinds and "execution_success" not in kinds
+    assert server.latents(graph())[0].isfinite().all()
