@@ -89,7 +89,9 @@ def run(args: argparse.Namespace) -> int:
         loss,
     )
     print(table)
-    print(f"real pictures score {rows[-1]['frechet']:.1f} at this sample count: no method can do better")
+    print(
+        "autoencoder: real pictures after the autoencoder, the score of perfect samples at this sample count"
+    )
     say("done", began)
     print(f"Open {args.out / 'index.html'}")
     return 0

@@ -80,7 +80,7 @@ def line_chart(
     fy = math.log if log_y else float
     xs, ys = [fx(p[0]) for p in points], [fy(p[1]) for p in points]
     (x0, x1), (y0, y1) = (min(xs), max(xs)), (min(ys), max(ys))
-    width, height, pad = 640, 320, 52
+    width, height, pad = 640, 320, 60
 
     def place(p: tuple[float, float]) -> tuple[float, float]:
         across = (fx(p[0]) - x0) / (x1 - x0 or 1)
@@ -100,7 +100,7 @@ def line_chart(
         out.append(f'<text x="{px}" y="{height - pad + 18}" text-anchor="middle">{value:g}</text>')
     for value in (min(p[1] for p in points), max(p[1] for p in points)):
         _, py = place((points[0][0], value))
-        out.append(f'<text x="{pad - 6}" y="{py + 4}" text-anchor="end">{value:.3g}</text>')
+        out.append(f'<text x="{pad - 6}" y="{py + 4}" text-anchor="end">{_short(value)}</text>')
     out.append(f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle">{html.escape(x)}</text>')
     out.append(f'<text x="{pad}" y="14">{html.escape(y)}</text>')
     for i, (name, line) in enumerate(series.items()):
@@ -114,6 +114,11 @@ def line_chart(
             f'style="fill:{hue}">{html.escape(name)}</text>'
         )
     return "".join(out) + "</svg>"
+
+
+def _short(value: float) -> str:
+    """Three digits, without an exponent where that is short."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def text_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

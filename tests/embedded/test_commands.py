@@ -10,7 +10,7 @@ import torch
 
 from comfyui_tcd.cli import main
 from comfyui_tcd.embedded import demo
-from comfyui_tcd.embedded.page import NAMES
+from comfyui_tcd.embedded.page import FLOORS, NAMES
 from comfyui_tcd.training.config import DistillConfig
 from comfyui_tcd.training.lora import load_lora
 
@@ -108,7 +108,9 @@ def test_demo_shows_every_method_at_every_step(tmp_path, capsys):
     assert lines[-1] == f"Open {tmp_path / 'index.html'}"
     results = json.loads((tmp_path / "results.json").read_text("utf-8"))
     methods = {(row["method"], row["steps"]) for row in results["rows"]}
-    assert methods == {(m, k) for m in NAMES if m != "real" for k in demo.STEPS} | {("real", 0)}
+    assert methods == {(m, k) for m in NAMES if m not in FLOORS for k in demo.STEPS} | {
+        (m, 0) for m in FLOORS
+    }
     for row in results["rows"]:
         assert row["frechet_ci"][0] <= row["frechet"] <= row["frechet_ci"][1]
         assert row["samples"] == 130 and 0 <= row["prompt_accuracy"] <= 1

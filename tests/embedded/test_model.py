@@ -82,7 +82,10 @@ def test_autoencoder_gives_the_picture_back():
 
 def test_classifier_reads_pictures_it_has_not_seen(judge):
     labels = draw_labels(500, np.random.default_rng(6))
-    assert judge.floor(labels)["prompt_accuracy"] > 0.97
+    floors = judge.floors(labels)
+    assert floors["real"]["prompt_accuracy"] > 0.97 and floors["autoencoder"]["prompt_accuracy"] > 0.93
+    assert floors["autoencoder"]["frechet"] < 0.5 * floors["real"]["frechet"]  # compared with its own kind
+    assert floors["autoencoder"]["complexity"] == pytest.approx(floors["real"]["complexity"], rel=0.15)
 
 
 def test_the_teacher_obeys_its_prompt_and_without_one_does_not(model, judge, prompts):
