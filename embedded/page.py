@@ -16,7 +16,8 @@ STYLE = """
 body{margin:0 auto;max-width:62rem;padding:1rem;font:16px/1.5 system-ui,sans-serif;
 color:var(--ink);background:var(--paper)}
 h1{font-size:1.5rem;line-height:1.2}h2{font-size:1.15rem;margin-top:2rem}
-img{width:100%;min-width:44rem;height:auto;image-rendering:pixelated;border:1px solid var(--rule);border-radius:6px}
+img{width:100%;min-width:44rem;height:auto;
+image-rendering:pixelated;border:1px solid var(--rule);border-radius:6px}
 svg{width:100%;height:auto;font:12px system-ui,sans-serif}svg text{fill:currentColor}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
