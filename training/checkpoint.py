@@ -22,9 +22,19 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     path = Path(path)
     need = sum(v.numel() * v.element_size() for v in tensors.values()) / 2**20
     with writing(path, f"{need:.1f} MiB"), scratch_for(path) as scratch:
-        save_file(
-            {k: v.detach().contiguous().cpu() for k, v in tensors.items()}, str(scratch), dict(metadata)
-        )
+        save_file(_apart(tensors), str(scratch), dict(metadata))
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, each with memory of its own: safetensors refuses views of one another."""
+    seen: set[int] = set()
+    out: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        value = value.detach().contiguous().cpu()
+        memory = value.untyped_storage().data_ptr()
+        out[name] = value.clone() if memory in seen else value
+        seen.add(memory)
+    return out
 
 
 def write_text(path: Path, text: str) -> None:
