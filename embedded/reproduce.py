@@ -34,7 +34,7 @@ RATES = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
 ITERATIONS = 800
 FIGURE_6 = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 FIGURE_6_STEPS = (2, 4, 8, 20)
-GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
+GUIDANCE = (1.0, 1.25, 1.5, 2.0, 3.0)
 
 METHODS: dict[str, dict[str, Any]] = {
     "tcd": {},
@@ -46,8 +46,8 @@ FORMS: dict[str, dict[str, Any]] = {"tcf2": {"student": "tcf2"}, "tcfs": {"stude
 VARIANTS: dict[str, dict[str, Any]] = {
     "near": {"s_range": "near"},
     "phases": {"s_range": "phases"},
-    "w0": {"w_min": 0.0, "w_max": 0.0},
-    "w2": {"w_min": 2.0, "w_max": 2.0},
+    "unguided": {"w_min": 0.0, "w_max": 0.0},
+    "guided": {"w_min": 2.0, "w_max": 2.0},
     "short": {"steps": ITERATIONS // 4},
     "long": {"steps": ITERATIONS * 4},
 }

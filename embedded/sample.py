@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher", action="store_true", help="the teacher by DDIM with guidance instead of a student"
     )
-    parser.add_argument("--cfg", type=float, default=2.0, help="guidance of the teacher (default 2)")
+    parser.add_argument("--cfg", type=float, default=1.5, help="guidance of the teacher (default 1.5)")
     parser.add_argument(
         "--out", type=Path, default=Path("sample.png"), help="PNG to write (default sample.png)"
     )

@@ -34,7 +34,7 @@ POOL_STEPS = 1_000
 class TeacherConfig:
     """Settings of the teacher's training."""
 
-    steps: int = 12_000  # optimizer steps
+    steps: int = 5_000  # optimizer steps
     batch: int = 128  # pictures a step
     learning_rate: float = 2e-3  # AdamW's, at its peak
     warmup: int = 200  # steps of linear warm-up; cosine to 0 afterwards
