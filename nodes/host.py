@@ -7,6 +7,7 @@ The host's state is `x0 + sigma eps`, level (1, sigma), for EPS, V, X0 and EDM m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -40,6 +41,9 @@ class Trajectory(NamedTuple):
     """Timestep 0 as (alpha, sigma) of VP, or sigma 0: a LATENT holds what a VP sampler returns."""
 
 
+FLOW = Trajectory(FlowSchedule(), FlowSchedule().clean)
+
+
 def find_model_sampling(model: Any) -> Any:
     """The live `model_sampling` below the wrappers that a sampler function is given."""
     while not hasattr(model, "model_sampling"):
@@ -51,17 +55,21 @@ def trajectory(model_sampling: Any) -> Trajectory:
     """ValueError where there is none: the model's prediction is no (x0, eps) of a Gaussian path."""
     ms, known = model_sampling, comfy.model_sampling
     if isinstance(ms, known.CONST):
-        flow = FlowSchedule()
-        return Trajectory(flow, flow.clean)
+        return FLOW
     mapping = getattr(known, "IMG_TO_IMG", ())
     if not isinstance(ms, (known.EPS, known.COSMOS_RFLOW)) or isinstance(ms, mapping):
         raise ValueError(
             f"TCD cannot sample a model of the type {[c.__name__ for c in type(ms).__mro__[1:-1]]}: it does "
             "not denoise along x0 + sigma eps or (1 - sigma) x0 + sigma eps; use euler for this model"
         )
-    vp = DiscreteSchedule.from_sigmas(_table(ms))
+    return _discrete(tuple(_table(ms).tolist()), isinstance(ms, known.ModelSamplingDiscrete))
+
+
+@lru_cache(maxsize=8)  # the same model runs again and again
+def _discrete(table: tuple[float, ...], timesteps: bool) -> Trajectory:
+    vp = DiscreteSchedule.from_sigmas(torch.tensor(table, dtype=torch.float64, device="cpu"))
     # Continuous models (EDM) have no timestep 0 to stop at.
-    return Trajectory(vp.scaled(), vp.last if isinstance(ms, known.ModelSamplingDiscrete) else vp.clean)
+    return Trajectory(vp.scaled(), vp.last if timesteps else vp.clean)
 
 
 def _table(model_sampling: Any) -> Tensor:
@@ -112,7 +120,10 @@ def points(path: Trajectory, sigmas: Sequence[float]) -> list[Point]:
     return [path.schedule.clean if point.level.sigma == 0 else point for point in scaled]
 
 
-def plan(path: Trajectory, sigmas: Sequence[float], gamma: float, gamma_end: float, end: str) -> list[Step]:
+@lru_cache(maxsize=32)
+def plan(
+    path: Trajectory, sigmas: tuple[float, ...], gamma: float, gamma_end: float, end: str
+) -> Sequence[Step]:
     """The steps of Algorithm 4 through `sigmas`; gamma goes to gamma_end in a line over those that add noise.
 
     Where the sigmas end with 0, the last step ends as `end` says: at timestep 0, "official", as

@@ -86,7 +86,7 @@ def sample_tcd_sss(
         return x
     ms = find_model_sampling(model)
     path = trajectory(ms)
-    steps = plan(path, levels, *chosen.line, chosen.end)
+    steps = plan(path, tuple(levels), *chosen.line, chosen.end)
     own_noise = step_noise(x, extra_args.get("seed"), noise_device, batch_index)
     scale, at, clean = getattr(ms, "noise_scale", 1.0), 0, x
 

@@ -93,8 +93,9 @@ def sample(
         x_s, x0, _ = denoise(x, step.now, step.down)
         if callback is not None:
             callback(i, step, x, x0)
-        if step.next is not None and bool((transition(step.down.level, step.next.level).sigma > 0).any()):
-            x_s = renoise(x_s, step.down.level, step.next.level, noise())
+        if step.next is not None:
+            up = transition(step.down.level, step.next.level)
+            x_s = _diffuse(x_s, up, noise()) if bool((up.sigma > 0).any()) else x_s
         x = x_s.to(dtype)
     return x
 
@@ -114,7 +115,11 @@ def transition(down: Level, next_: Level) -> Level:
 
 def renoise(x_s: Tensor, down: Level, next_: Level, z: Tensor) -> Tensor:
     """The diffusing sub-step of Algorithm 4: `x_s [B, C, ...]` from level `down` to `next_`, noise `z`."""
-    r, c = transition(down, next_).broadcast(x_s)
+    return _diffuse(x_s, transition(down, next_), z)
+
+
+def _diffuse(x_s: Tensor, up: Level, z: Tensor) -> Tensor:
+    r, c = up.broadcast(x_s)
     return r * x_s + c * z.to(device=x_s.device, dtype=compute_dtype(x_s))
 
 

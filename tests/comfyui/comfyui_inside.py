@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from functools import cache
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import comfy.model_base
@@ -273,7 +273,8 @@ class Plain:
     """A model function whose x0 is `x0` everywhere, for the sampler function itself."""
 
     def __init__(self, kind: str, x0: float) -> None:
-        self.model_sampling, self.x0 = base(kind).model.model_sampling, x0
+        sampling = SimpleNamespace(model_sampling=base(kind).model.model_sampling)
+        self.inner_model, self.x0 = SimpleNamespace(inner_model=sampling), x0
         self.sigmas: list[float] = []
 
     def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:

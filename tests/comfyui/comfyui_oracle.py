@@ -49,7 +49,7 @@ def diffusers_run(
     """As diffusers' pipelines do it: `latent` (in the model's scale) for img2img, `mask` for inpainting."""
     scheduler_ = scheduler(kind, original_steps)
     scheduler_.set_timesteps(steps, strength=strength)
-    times = scheduler_.timesteps
+    times: Any = scheduler_.timesteps
     x = noise if latent is None else scheduler_.add_noise(latent, noise, times[:1])
     queue, gammas = list(noises), [gamma] * steps if isinstance(gamma, int | float) else list(gamma)
     with pytest.MonkeyPatch.context() as patch:

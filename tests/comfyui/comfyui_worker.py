@@ -17,19 +17,19 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, Popen
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 
 
-def send(stream: BinaryIO, message: Any) -> None:
+def send(stream: IO[bytes], message: Any) -> None:
     buffer = io.BytesIO()
     torch.save(message, buffer)
     stream.write(len(buffer.getvalue()).to_bytes(8, "big") + buffer.getvalue())
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> Any:
+def receive(stream: IO[bytes]) -> Any:
     """None at the end of the stream."""
     size = stream.read(8)
     return torch.load(io.BytesIO(stream.read(int.from_bytes(size, "big")))) if size else None

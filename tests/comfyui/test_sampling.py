@@ -18,8 +18,17 @@ SHAPE = (1, 4, 8, 8)
 EMPTY = torch.zeros(SHAPE)
 GAUSSIAN = ["epsilon", "v", "v+zsnr", "x0", "edm", "v edm", "v continuous", "cascade", "cosmos"]
 FLOW = ["flow", "flux"]
-SCHEDULERS = ["tcd_grid", "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal"]
-SCHEDULERS += ["linear_quadratic"]
+SCHEDULERS = [
+    "tcd_grid",
+    "simple",
+    "sgm_uniform",
+    "karras",
+    "exponential",
+    "ddim_uniform",
+    "beta",
+    "normal",
+    "linear_quadratic",
+]
 MORE = [*SCHEDULERS, "kl_optimal"]  # has no finite sigmas of one step
 
 

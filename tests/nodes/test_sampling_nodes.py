@@ -39,7 +39,7 @@ def test_zero_is_clean(nodes: Any):
 @pytest.mark.parametrize("end", ["official", "clean"])
 def test_ends(nodes: Any, end: str):
     ms = nodes.model_sampling()
-    *_, last = nodes.host.plan(path(nodes), [10.0, 1.0, 0.0], 0.3, 0.3, end)
+    *_, last = nodes.host.plan(path(nodes), (10.0, 1.0, 0.0), 0.3, 0.3, end)
     sigma = float(ms.sigmas[0])
     alpha = (1 + sigma**2) ** -0.5
     expected = (alpha, alpha * sigma) if end == "official" else (1.0, 0.0)
@@ -48,7 +48,7 @@ def test_ends(nodes: Any, end: str):
 
 
 def test_the_official_end_never_adds_noise_back(nodes: Any):
-    *_, last = nodes.host.plan(path(nodes), [1.0, 0.02, 0.0], 0.3, 0.3, "official")
+    *_, last = nodes.host.plan(path(nodes), (1.0, 0.02, 0.0), 0.3, 0.3, "official")
     assert float(last.down.level.sigma) == 0
 
 
@@ -70,6 +70,7 @@ def test_s_is_the_floor_in_timesteps(gamma: float, t: int):
 
 def test_gamma_is_a_line_over_the_steps_that_add_noise(nodes: Any):
     sigmas = nodes.host.grid(nodes.model_sampling(), 4).tolist()
+    sigmas = tuple(sigmas)
     steps = nodes.host.plan(path(nodes), sigmas, 0.2, 0.8, "official")
     shares = [1 - float(s.down.t) / float(s.next.t) for s in steps[:-1]]
     assert shares == pytest.approx([0.2, 0.5, 0.8], abs=4e-3)  # of whole timesteps
