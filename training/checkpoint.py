@@ -68,9 +68,16 @@ def scratch_for(path: Path) -> Generator[Path, None, None]:
         yield scratch
         with scratch.open("r+b") as file:
             os.fsync(file.fileno())
+        scratch.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def sweep(folder: Path) -> None:
