@@ -21,6 +21,7 @@ import torch
 
 from ..training.config import DistillConfig
 from ..training.distill import LORA
+from ..training.lora import load_lora
 from .compare import CFG, GAMMA, STEPS, compare, draw_gammas, draw_steps, evaluation_prompts
 from .live import distil_embedded
 from .measures import Judge
@@ -32,6 +33,7 @@ from .sample import LCM_LORA, TCD_LORA
 SEEDS = (0, 1, 2)
 RATES = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
 ITERATIONS = 800
+SETTINGS: dict[str, Any] = {}  # over the preset `embedded`, for all students
 FIGURE_6 = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 FIGURE_6_STEPS = (2, 4, 8, 20)
 GUIDANCE = (1.0, 1.25, 1.5, 2.0, 3.0)
@@ -102,15 +104,9 @@ class Reproduction:
     def student(self, name: str, settings: Mapping[str, Any], rate: float, seed: int) -> EmbeddedModel:
         """A distilled student, from its file if it is done."""
         folder = self.out / "students" / f"{name}-lr{rate:g}-seed{seed}"
-        if not (folder / LORA).is_file():
-            values: dict[str, Any] = {
-                "steps": ITERATIONS,
-                **settings,
-                "learning_rate": rate,
-                "seed": seed,
-                "save_every": 200,
-            }
-            config = DistillConfig.resolve("embedded", **values)
+        values: dict[str, Any] = {"steps": ITERATIONS, **SETTINGS, **settings}
+        config = DistillConfig.resolve("embedded", **values, learning_rate=rate, seed=seed, save_every=200)
+        if not finished(folder / LORA, config.steps):
             self.say(f"distilling {folder.name}: {config.steps} iterations of {config.batch}")
             distil_embedded(self.teacher, config, folder, validate=False)
             for pairs in folder.glob("pairs-*"):
@@ -158,6 +154,11 @@ class Reproduction:
                     }
                 )
         return rows
+
+
+def finished(path: Path, steps: int) -> bool:
+    """Whether a LoRA is that of a whole run; one that was stopped leaves the LoRA it had."""
+    return path.is_file() and load_lora(path)[1].get("tcd.step") == str(steps)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -225,7 +226,7 @@ def table_1(work: Reproduction, rates: Mapping[str, float]) -> list[Row]:
 
         def measure(seed: int = seed) -> list[Row]:
             students = {m: work.student(m, METHODS[m], rates[m], seed) for m in METHODS}
-            made, _ = compare(work.teacher, students, work.judge, work.prompts, report=work.say)
+            made, _ = compare(work.teacher, students, work.judge, work.prompts, steps=STEPS, report=work.say)
             return [{**r, "seed": seed} for r in made if seed == 0 or r["method"] in METHODS]
 
         rows += work.stage(f"table1-seed{seed}", measure)

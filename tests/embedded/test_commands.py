@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from comfyui_tcd.cli import main
-from comfyui_tcd.embedded import demo
+from comfyui_tcd.embedded import compare, demo, reproduce
 from comfyui_tcd.embedded.page import FLOORS, NAMES
 from comfyui_tcd.training.config import DistillConfig
-from comfyui_tcd.training.lora import load_lora
+from comfyui_tcd.training.lora import load_lora, save_lora
 
 TINY = ["--batch", "8", "--trajectories", "2", "--rank", "4", "--warmup", "1", "--validation-prompts", "2"]
 
@@ -125,3 +125,46 @@ def test_demo_shows_every_method_at_every_step(tmp_path, capsys):
 def test_demo_refuses_too_few_samples(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path), "--samples", "20"]) == 2
     assert "at least 130" in capsys.readouterr().err
+
+
+def test_a_stopped_students_lora_does_not_count_as_finished(tmp_path):
+    up = {"a.lora_down": torch.ones(1, 2), "a.lora_up": torch.ones(2, 1)}
+    save_lora(tmp_path / "x.safetensors", up, 1.0, {"tcd.step": "7"}, {})
+    assert reproduce.finished(tmp_path / "x.safetensors", 7)
+    assert not reproduce.finished(tmp_path / "x.safetensors", 8)
+    assert not reproduce.finished(tmp_path / "none.safetensors", 7)
+
+
+@pytest.mark.slow
+def test_reproduce_goes_on_where_it_was_and_publishes(tmp_path, capsys, monkeypatch):
+    small = {"SEEDS": (0,), "RATES": (1e-4,), "ITERATIONS": 2, "FIGURE_6": (0.0, 1.0), "FIGURE_6_STEPS": (2,)}
+    small |= {"STEPS": (1, 2), "GUIDANCE": (1.5,), "VARIANTS": {"near": {"s_range": "near"}}}
+    small |= {"SETTINGS": {"batch": 8, "trajectories": 2, "rank": 4, "warmup": 0}}
+    for name, value in small.items():
+        monkeypatch.setattr(reproduce, name, value)
+    monkeypatch.setattr(compare, "STEPS", (1, 2))
+    command = [
+        "reproduce",
+        "--out",
+        str(tmp_path / "run"),
+        "--samples",
+        "130",
+        "--publish",
+        str(tmp_path / "docs"),
+    ]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    assert "distilling tcd-lr0.0001-seed0" in first and "stage variant-near" in first
+    results = json.loads((tmp_path / "docs" / "results.json").read_text("utf-8"))
+    assert {r["method"] for r in results["rows"]} == {"tcd", "lcm", "ddim", "dpmpp_2s", *FLOORS}
+    assert results["settings"]["best_rates"] == {"tcd": 1e-4, "lcm": 1e-4}
+    assert {"table1", "figure6", "table2", "variants", "teacher"} == set(results["sections"])
+    assert {p.name for p in (tmp_path / "docs").iterdir()} >= {
+        "steps.png",
+        "gamma.png",
+        "table1.txt",
+        "table2.txt",
+    }
+    assert main(command) == 0
+    again = capsys.readouterr().out
+    assert "stage" not in again and "distilling" not in again  # all of it was done
