@@ -20,6 +20,8 @@ COMMANDS: dict[str, Command] = {
     "demo": Command("embedded.demo", "distil a small model before your eyes and compare it with its teacher"),
     "sample": Command("embedded.sample", "pictures of the small model for a prompt, in seconds"),
     "train": Command("training.cli", "distil a TCD LoRA"),
+    "inspect": Command("training.inspect_lora", "what a LoRA file is: model, format, rank, settings"),
+    "convert": Command("training.convert_lora", "a LoRA file in another key format"),
     "reproduce": Command("embedded.reproduce", "the paper's tables and figure on the small model; hours"),
     "embedded": Command("embedded.commands", "make the small model's weights again"),
 }

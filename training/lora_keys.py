@@ -1,0 +1,205 @@
+"""The key formats of LoRA files, and the layer that a key is about.
+
+A layer has one canonical name, dotted, in whichever of the two naming schemes its file uses (`unet_layers`).
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import NamedTuple
+
+from .unet_layers import ARCHITECTURES, Architecture, Names, layers
+
+
+class Format(NamedTuple):
+    """How a key is made of a canonical name."""
+
+    title: str
+    naming: str  # of the UNet: "ldm" or "diffusers"
+    flat: bool  # dots become underscores
+    unet: str  # prefix
+    te: tuple[
+        str, str
+    ]  # prefixes of the first and second text encoder; "" if the format has no place for them
+    down: str
+    up: str
+    alpha: bool  # has keys for alpha; else it is in the weights
+
+
+_KOHYA = (".lora_down.weight", ".lora_up.weight", True)
+_PEFT = (".lora_A.weight", ".lora_B.weight", False)
+FORMATS: dict[str, Format] = {
+    "kohya": Format(
+        "kohya, diffusers' names", "diffusers", True, "lora_unet_", ("lora_te1_", "lora_te2_"), *_KOHYA
+    ),
+    "kohya-ldm": Format("kohya, ldm names", "ldm", True, "lora_unet_", ("lora_te1_", "lora_te2_"), *_KOHYA),
+    "comfyui": Format(
+        "ComfyUI",
+        "ldm",
+        False,
+        "diffusion_model.",
+        ("text_encoders.clip_l.transformer.", "text_encoders.clip_g.transformer."),
+        *_KOHYA,
+    ),
+    "peft": Format("peft", "diffusers", False, "base_model.model.", ("", ""), *_PEFT),
+    "diffusers": Format(
+        "diffusers", "diffusers", False, "unet.", ("text_encoder.", "text_encoder_2."), *_PEFT
+    ),
+    # Attention before diffusers 0.22 sat in processors; `key` knows.
+    "diffusers-old": Format(
+        "diffusers, before peft",
+        "diffusers",
+        False,
+        "unet.",
+        ("text_encoder.", "text_encoder_2."),
+        ".lora.down.weight",
+        ".lora.up.weight",
+        False,
+    ),
+}
+
+# What stands before a layer's name in a key, the part of the model it means, and whether the name is flat.
+_PREFIXES = (
+    ("lora_unet_", "unet", True),
+    ("lycoris_", "unet", True),
+    ("lora_te1_", "te1", True),
+    ("lora_te2_", "te2", True),
+    ("lora_te_", "te1", True),
+    ("text_encoders.clip_l.transformer.", "te1", False),
+    ("text_encoders.clip_h.transformer.", "te1", False),
+    ("text_encoders.clip_g.transformer.", "te2", False),
+    ("text_encoder_2.", "te2", False),
+    ("text_encoder.", "te1", False),
+    ("model.diffusion_model.", "unet", False),
+    ("diffusion_model.", "unet", False),
+    ("unet.", "unet", False),
+    ("", "unet", False),
+)
+WRAPPER = "base_model.model."  # peft's own, before or after a prefix
+_FACTOR = re.compile(
+    r"[._]lora(?:_linear_layer)?[._](?P<which>down|up|mid|A|B)(?:\.(?!bias$)[^.]+)??(?:\.weight)?$"
+)
+_ROLES = {"down": "down", "A": "down", "up": "up", "B": "up", "mid": "mid"}
+# Of a layer, too: its scale, and what other adapters (LyCORIS, DoRA) and full differences are made of.
+_OTHER = re.compile(
+    r"\.(?P<role>alpha|dora_scale|lora_magnitude_vector|reshape_weight|diff|diff_b|set_weight|w_norm|b_norm|"
+    r"(?:hada|lokr)_[wt][12](?:_[ab])?|oft_blocks|oft_diag|rescale|a[12]|b[12])(?:\.weight)?$"
+)
+WEIGHTS = re.compile(r"^(up|hada_w1|lokr_w1|oft_|diff|set_weight|w_norm|[ab][12])")
+"""Roles without which a file changes no weight."""
+_TE_LAYER = re.compile(
+    r"^text_model_encoder_layers_(\d+)_(self_attn|mlp)_(q_proj|k_proj|v_proj|out_proj|fc1|fc2)$"
+)
+_TE_OLD = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+# Models that are no such UNet, by the names of their blocks.
+OTHER_MODELS = (
+    (r"motion_modules|temporal_transformer", "AnimateDiff motion module"),
+    (r"single_transformer_blocks|single_blocks", "Flux or similar"),
+    (r"joint_blocks|context_block|attn[._]add_[qkv]_proj", "SD3"),
+    (r"transformer_blocks[._]\d+[._]img_m", "Qwen-Image"),
+    (r"(^|[._])blocks[._]\d+[._](cross|self)_attn", "Wan"),
+    (r"adaln_single", "PixArt"),
+)
+
+
+def split(text: str) -> tuple[str, str] | None:
+    """The key without its suffix, and the suffix's role; None if it is no adapter's key."""
+    if factor := _FACTOR.search(text):
+        return text[: factor.start()], _ROLES[factor["which"]]
+    if other := _OTHER.search(text):
+        role = other["role"]
+        return text[: other.start()], "dora_scale" if role == "lora_magnitude_vector" else role
+    return None
+
+
+def resolve(raw: str) -> tuple[str, str, bool, str]:
+    """(part, canonical name, whether the name is known, prefix) of a key without its suffix."""
+    bare, wrapped = raw.removeprefix(WRAPPER), raw.startswith(WRAPPER)
+    prefix, part, flat = next(p for p in _PREFIXES if bare.startswith(p[0]))
+    bare = bare.removeprefix(prefix)
+    if bare.startswith(WRAPPER):
+        bare, wrapped = bare.removeprefix(WRAPPER), True
+    prefix = WRAPPER if wrapped else prefix
+    if part == "unet" and bare.startswith(("text_model.", "encoder.layers.")):
+        part = "te1"  # a peft file of a text encoder alone
+    if part == "unet":
+        name = _flat_names().get(bare, bare) if flat else _plain_attention(bare)
+        return part, name, name in known_names(), prefix
+    name = _te_name(bare, flat)
+    return part, name, name.startswith("text_model.encoder.layers."), prefix
+
+
+def _plain_attention(name: str) -> str:
+    """Without the processors of old diffusers: `attn1.processor.to_out` is `attn1.to_out.0`."""
+    name = name.replace(".processor.", ".")
+    return f"{name}.0" if name.endswith(".to_out") else name
+
+
+def _te_name(name: str, flat: bool) -> str:
+    if flat:
+        found = _TE_LAYER.match(name)
+        return f"text_model.encoder.layers.{found[1]}.{found[2]}.{found[3]}" if found else name
+    if name.startswith("encoder.layers."):
+        name = f"text_model.{name}"
+    stem, _, last = name.rpartition(".")
+    return f"{stem}.{_TE_OLD[last]}" if last in _TE_OLD else name
+
+
+def style(prefix: str, text: str, name: str) -> str:
+    """The format of a key by its prefix and suffix."""
+    if prefix.endswith("_"):
+        return "kohya-ldm" if name in _ldm_names() else "kohya"
+    if "diffusion_model." in prefix or prefix.startswith("text_encoders."):
+        return "comfyui"
+    if prefix == WRAPPER:
+        return "peft"
+    old = re.search(r"[._]lora(_linear_layer)?\.(down|up)\.", text)
+    if old or ".processor." in text:
+        return "diffusers-old"
+    if name in _ldm_names() and re.search(r"lora_(down|up)", text):
+        return "comfyui"
+    return "diffusers"
+
+
+@cache
+def table(unet: Architecture) -> dict[str, Names]:
+    """Layers by either name."""
+    return {name: row for row in layers(unet) for name in (row.ldm, row.diffusers)}
+
+
+@cache
+def known_names() -> frozenset[str]:
+    return frozenset(name for a in ARCHITECTURES for name in table(a))
+
+
+@cache
+def _ldm_names() -> frozenset[str]:
+    return frozenset(row.ldm for a in ARCHITECTURES for row in layers(a))
+
+
+@cache
+def _flat_names() -> dict[str, str]:
+    return {name.replace(".", "_"): name for name in known_names()}
+
+
+def te_prefix(fmt: Format, second: bool, alone: bool, sd2: bool) -> str:
+    """What stands before a text encoder's layers; `alone` where the model has one text encoder."""
+    prefix = fmt.te[second] or WRAPPER
+    if alone and fmt.flat:
+        return "lora_te_"
+    return prefix.replace("clip_l", "clip_h") if sd2 else prefix
+
+
+def key(base: str, role: str, fmt: Format) -> str:
+    """The key of one tensor of a layer, from the layer's key without a suffix."""
+    if role not in ("down", "up"):
+        return f"{base}.lora_mid.weight" if role == "mid" else f"{base}.{role}"
+    suffix = fmt.down if role == "down" else fmt.up
+    if suffix.startswith(".lora."):  # diffusers before peft
+        if base.startswith("text_encoder"):
+            return base + suffix.replace(".lora.", ".lora_linear_layer.")
+        attention = re.search(r"\.(to_[qkv]|to_out)(\.0)?$", base)
+        if attention:
+            return f"{base[: attention.start()]}.processor.{attention[1]}_lora{suffix[5:]}"
+    return base + suffix
