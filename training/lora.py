@@ -109,7 +109,8 @@ def injected(
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern, bias="none")  # pyright: ignore
     try:
         network.requires_grad_(False)
-        inject_adapter_in_model(config, network, ADAPTER)
+        with torch.random.fork_rng(devices=[]):  # peft draws factors; the host's own random numbers stay
+            inject_adapter_in_model(config, network, ADAPTER)
         layers = {n: network.get_submodule(n) for n in names}
         lora = Lora(network, layers, alpha)
         _initialise(lora, seed)

@@ -1,0 +1,283 @@
+"""Adapters go in, train beside an untouched base, and come out without a trace; files mean what the network computed."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from comfyui_tcd.training.checkpoint import load_tensors, save_tensors
+from comfyui_tcd.training.lora import (
+    PREFIX,
+    Lora,
+    injected,
+    load_lora,
+    merge_lora,
+    save_lora,
+    target_layers,
+)
+from tiny import Scalar, TinyUNet, prompts
+from torch import Tensor, nn
+
+
+def fingerprint(network: nn.Module) -> dict[str, object]:
+    """All that a run must leave as it was: names, classes, bytes, flags, hooks."""
+    return {
+        "modules": [(n, type(m), m.training, len(m._forward_hooks)) for n, m in network.named_modules()],
+        "parameters": [
+            (n, p.dtype, p.requires_grad, hashlib.sha256(p.detach().numpy().tobytes()).hexdigest())
+            for n, p in network.named_parameters()
+            if p.dtype != torch.bfloat16
+        ],
+        "peft": hasattr(network, "peft_config"),
+    }
+
+
+def forward(backbone: TinyUNet, seed: int = 0) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(3, *backbone.latent_shape, generator=draw)
+    at = backbone.schedule.point(torch.tensor([19.0, 500.0, 999.0]))
+    with torch.no_grad():
+        return torch.cat(backbone.predictor(prompts(3))(x, at, at))
+
+
+def fill(lora: Lora, seed: int = 5) -> None:
+    """Factors as after some training, in values that half precision holds exactly."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in lora.parameters().values():
+            parameter.copy_((torch.randn(parameter.shape, generator=draw) * 0.2).half())
+
+
+@pytest.mark.parametrize("targets", ["all", "linear", "attention"])
+def test_at_first_the_student_is_the_teacher_bit_for_bit(targets: str):
+    backbone = TinyUNet()
+    bare = forward(backbone)
+    with injected(backbone.network, 4, 4.0, targets, seed=0) as lora:
+        assert torch.equal(forward(backbone), bare)
+        fill(lora)
+        assert not torch.allclose(forward(backbone), bare)
+        with lora.off():
+            assert torch.equal(forward(backbone), bare)
+            with lora.off():
+                pass
+            assert torch.equal(forward(backbone), bare), "leaving an inner `off` leaves the outer one"
+        assert not torch.allclose(forward(backbone), bare)
+        with pytest.raises(RuntimeError, match="in the teacher"), lora.off():
+            raise RuntimeError("in the teacher")
+        assert not torch.allclose(forward(backbone), bare)
+    assert torch.equal(forward(backbone), bare)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_base_leaves_as_it_came(fails: bool):
+    backbone = TinyUNet()
+    backbone.network.eval()
+    backbone.network.get_submodule("middle_block.0").train()
+    for i, parameter in enumerate(backbone.network.parameters()):
+        parameter.requires_grad_(i % 2 == 0)
+    before = fingerprint(backbone.network)
+    keys = list(backbone.network.state_dict())
+    try:
+        with injected(backbone.network, 4, 4.0, "all", seed=0) as lora:
+            fill(lora)
+            assert list(backbone.network.state_dict()) != keys
+            assert [n for n, p in backbone.network.named_parameters() if p.requires_grad] == [
+                n for n, _ in backbone.network.named_parameters() if "lora_" in n
+            ]
+            x = torch.randn(2, *backbone.latent_shape)
+            at = backbone.schedule.point(500.0)
+            backbone.predictor(prompts(2))(x, at, at)[0].sum().backward()
+            assert all(p.grad is not None for p in lora.parameters().values())
+            if fails:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        assert fails
+    assert fingerprint(backbone.network) == before
+    assert list(backbone.network.state_dict()) == keys
+    assert all(p.grad is None for p in backbone.network.parameters())
+    with injected(backbone.network, 4, 4.0, "all", seed=0):
+        pass
+    assert fingerprint(backbone.network) == before
+
+
+def test_a_second_set_of_adapters_is_refused_and_the_first_stays():
+    backbone = TinyUNet()
+    with injected(backbone.network, 4, 4.0, "all", seed=0) as lora:
+        fill(lora)
+        out = forward(backbone)
+        with (
+            pytest.raises(ValueError, match="has peft adapters already"),
+            injected(backbone.network, 4, 4.0, "all", 0),
+        ):
+            pass
+        assert torch.equal(forward(backbone), out)
+
+
+def test_targets_are_layers_of_the_blocks():
+    network = TinyUNet().network
+    every, linear, attention = (set(target_layers(network, t)) for t in ("all", "linear", "attention"))
+    assert attention < linear < every
+    assert all(isinstance(network.get_submodule(n), nn.Linear) for n in linear)
+    assert any(isinstance(network.get_submodule(n), nn.Conv2d) for n in every)
+    kept = ("time_embed", "label_emb", "input_blocks.0.", "out.")
+    assert not [n for n in every if n.startswith(kept)]
+    assert all(n.startswith(("input_blocks.", "middle_block.", "output_blocks.")) for n in every)
+    assert {n.split(".")[-1] if n[-1] != "0" else "to_out" for n in attention} == {
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out",
+    }
+    # Two attentions in each of the four transformer blocks.
+    assert len(attention) == 4 * 2 * 4
+
+
+def test_a_hosts_own_subclass_of_a_layer_counts():
+    class HostLinear(nn.Linear):
+        pass
+
+    network = nn.Sequential(HostLinear(4, 4), nn.SiLU(), nn.Conv2d(4, 4, 1))
+    assert target_layers(network, "all") == ["0", "2"]
+    with injected(network, 2, 2.0, "all", 0) as lora:
+        assert len(lora.parameters()) == 4
+    assert type(network[0]) is HostLinear
+
+
+def test_no_layer_to_adapt_is_refused():
+    with pytest.raises(ValueError, match="matches no layer of Scalar"):
+        target_layers(Scalar(torch.ones(2, 3)), "attention")
+
+
+def test_a_rank_larger_than_a_layer_is_refused_before_anything_changes():
+    backbone = TinyUNet()
+    before = fingerprint(backbone.network)
+    with (
+        pytest.raises(ValueError, match=r"rank 33 is larger than layer .* \(32\); lower rank to 32"),
+        injected(backbone.network, 33, 33.0, "all", 0),
+    ):
+        pass
+    assert fingerprint(backbone.network) == before
+
+
+def test_factors_are_float32_on_a_bfloat16_base_and_hang_on_the_seed():
+    backbone = TinyUNet()
+    backbone.network.bfloat16()
+    downs: list[Tensor] = []
+    for seed in (0, 0, 1):
+        with injected(backbone.network, 4, 4.0, "all", seed) as lora:
+            named = lora.parameters()
+            assert {p.dtype for p in named.values()} == {torch.float32}
+            assert not any(bool(p.any()) for n, p in named.items() if n.endswith("lora_up"))
+            downs.append(torch.cat([p.detach().flatten() for n, p in named.items() if n.endswith("down")]))
+            x = torch.randn(2, *backbone.latent_shape)
+            t = torch.tensor([5.0, 600.0])
+            cond = {k: v.bfloat16() for k, v in prompts(2).items()}
+            out = backbone.network(x.bfloat16(), t, cond["context"], cond["pooled"])
+            assert out.dtype == torch.bfloat16
+    assert torch.equal(downs[0], downs[1]) and not torch.equal(downs[0], downs[2])
+    assert downs[0].std() > 0
+    assert {p.dtype for p in backbone.network.parameters()} == {torch.bfloat16}
+
+
+def test_the_drawing_of_factors_leaves_the_hosts_random_numbers_alone():
+    backbone = TinyUNet()
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    with injected(backbone.network, 4, 4.0, "all", 0):
+        pass
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_a_saved_and_merged_lora_is_what_the_adapters_computed(tmp_path: Path):
+    backbone = TinyUNet()
+    path = tmp_path / "lora.safetensors"
+    with injected(backbone.network, 4, 2.0, "all", 0) as lora:  # alpha / rank = 1/2
+        fill(lora)
+        adapted = forward(backbone)
+        save_lora(path, lora.parameters(), lora.alpha, {"base": "tiny"}, {})
+    bare = forward(backbone)
+    tensors, metadata = load_lora(path)
+    assert metadata == {"base": "tiny"}
+    assert merge_lora(backbone.network, tensors) == len(target_layers(backbone.network, "all"))
+    assert (forward(backbone) - adapted).abs().max() < 1e-5 * adapted.abs().max()
+    assert (bare - adapted).abs().max() > 1e-2
+
+    merge_lora(backbone.network, tensors, -1.0)
+    assert (forward(backbone) - bare).abs().max() < 1e-5 * bare.abs().max()
+
+
+def test_strength_scales_the_weights(tmp_path: Path):
+    backbone = TinyUNet()
+    layer = target_layers(backbone.network, "all")[0]
+    weight = backbone.network.get_submodule(layer).weight
+    assert isinstance(weight, Tensor)
+    with injected(backbone.network, 4, 4.0, "all", 0) as lora:
+        fill(lora)
+        save_lora(tmp_path / "lora.safetensors", lora.parameters(), lora.alpha, {}, {})
+    tensors, _ = load_lora(tmp_path / "lora.safetensors")
+    start = weight.detach().clone()
+    merge_lora(backbone.network, tensors, 1.0)
+    whole = weight.detach() - start
+    merge_lora(backbone.network, tensors, 0.5)
+    torch.testing.assert_close(weight.detach() - start, 1.5 * whole)
+
+
+def test_files_hold_kohyas_keys(tmp_path: Path):
+    backbone = TinyUNet()
+    with injected(backbone.network, 4, 2.0, "all", 0) as lora:
+        fill(lora)
+        save_lora(tmp_path / "lora.safetensors", lora.parameters(), lora.alpha, {}, {})
+    tensors, _ = load_tensors(tmp_path / "lora.safetensors")
+    names = target_layers(backbone.network, "all")
+    stems = [PREFIX + n.replace(".", "_") for n in names]
+    parts = ("lora_down.weight", "lora_up.weight", "alpha")
+    assert set(tensors) == {f"{stem}.{part}" for stem in stems for part in parts}
+    for name, stem in zip(names, stems, strict=True):
+        weight = backbone.network.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        down, up = tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"]
+        assert down.dtype == up.dtype == torch.float16
+        assert down.shape == (4, *weight.shape[1:]) and up.shape[:2] == (weight.shape[0], 4)
+        assert tensors[f"{stem}.alpha"].item() == 2.0
+
+
+def test_an_all_zero_lora_is_refused_and_not_written(tmp_path: Path):
+    with injected(TinyUNet().network, 4, 4.0, "all", 0) as lora:
+        with pytest.raises(ValueError, match="every lora_up is zero, so nothing was learnt"):
+            save_lora(tmp_path / "lora.safetensors", lora.parameters(), 4.0, {}, {})
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_file_without_a_lora_is_refused(tmp_path: Path):
+    save_tensors(tmp_path / "other.safetensors", {"weight": torch.ones(2)}, {})
+    with pytest.raises(ValueError, match=r"other.safetensors: no LoRA keys"):
+        load_lora(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("fault", ["name", "rows", "columns", "no up"])
+def test_a_lora_of_another_model_changes_nothing(fault: str):
+    backbone = TinyUNet()
+    first, last = (PREFIX + target_layers(backbone.network, "all")[i].replace(".", "_") for i in (0, -1))
+    weights = {PREFIX + n.replace(".", "_"): m for n, m in backbone.network.named_modules()}
+    good = weights[first].weight
+    assert isinstance(good, Tensor)
+    tensors = {
+        f"{first}.lora_down.weight": torch.ones(2, *good.shape[1:]),
+        f"{first}.lora_up.weight": torch.ones(good.shape[0], 2),
+    }
+    bad = weights[last].weight
+    assert isinstance(bad, Tensor)
+    stem = "lora_unet_elsewhere" if fault == "name" else last
+    columns = 7 if fault == "columns" else bad[0].numel()
+    tensors[f"{stem}.lora_down.weight"] = torch.ones(2, columns)
+    if fault != "no up":
+        tensors[f"{stem}.lora_up.weight"] = torch.ones(7 if fault == "rows" else bad.shape[0], 2)
+    before = fingerprint(backbone.network)
+    with pytest.raises(ValueError, match=f"{stem}.* fits no layer of UNet: the file is for another model"):
+        merge_lora(backbone.network, tensors)
+    assert fingerprint(backbone.network) == before
