@@ -1,4 +1,5 @@
-"""The optimum of TCD itself for Gaussian data, in closed form (method.md 6.3), and what telescopes from it (6.4).
+"""The optimum of TCD itself for Gaussian data, in closed form (method.md 6.3), and what telescopes from it
+(6.4).
 
 Teacher and student are scalars: `eps = k_t x` and `eps = a_t x`. A wrong range of s, a wrong w, a missing
 stop-gradient, a time off by one: each gives another optimum.
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import Gaussians, grid_of, kind, settings
+from torch import Tensor, nn
+
 from comfyui_tcd.samplers import Point, Predict, to_x0_eps
 from comfyui_tcd.training.config import DistillConfig
 from comfyui_tcd.training.distill import distill, student_on
@@ -23,8 +27,6 @@ from comfyui_tcd.training.objective import (
     teacher_predictor,
 )
 from comfyui_tcd.training.pairs import CachedLatents, generator, write_shard
-from tiny import Gaussians, grid_of, kind, settings
-from torch import Tensor, nn
 
 STD = 0.5  # of the data, as in method.md; without a prompt it is wider
 W_MEAN = 0.75
@@ -50,7 +52,7 @@ def teacher_factors(backbone: Gaussians, w: float) -> Tensor:
 
 
 def optimum(backbone: Gaussians, of: TimeGrid, weights: Tensor, w: float = W_MEAN) -> Tensor:
-    """a*, going up the grid: `sum_s q_s (F(a*_{n-1}, s) g - p_s) / sum_s q_s^2`, weighted with the odds of s."""
+    """a*, up the grid: `sum_s q_s (F(a*_{n-1}, s) g - p_s) / sum_s q_s^2`, weighted with the odds of s."""
     alpha, sigma = of.points.level
     teacher = teacher_factors(backbone, w)
     a = teacher.clone()
@@ -204,7 +206,9 @@ def test_with_s_next_the_student_is_the_guided_teacher():
 
 
 def settle(config: DistillConfig, of: TimeGrid, backbone: Gaussians) -> Tensor:
-    """The minimum of the real loss by Newton's method: for each a_n a parabola, whose target hangs on a_{n-1}."""
+    """The minimum of the real loss by Newton's method: for each a_n a parabola, whose target hangs on
+    a_{n-1}.
+    """
     a = backbone.factors[1].clone()
     n = torch.arange(1, of.n + 1)
     w = torch.full((of.n,), W_MEAN, dtype=torch.float64)

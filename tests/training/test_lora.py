@@ -1,4 +1,6 @@
-"""Adapters go in, train beside an untouched base, and come out without a trace; files mean what the network computed."""
+"""Adapters go in, train beside an untouched base, and come out without a trace; files mean what the network
+computed.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import Scalar, TinyUNet, prompts
+from torch import Tensor, nn
+
 from comfyui_tcd.training.checkpoint import load_tensors, save_tensors
 from comfyui_tcd.training.lora import (
     PREFIX,
@@ -17,8 +22,6 @@ from comfyui_tcd.training.lora import (
     save_lora,
     target_layers,
 )
-from tiny import Scalar, TinyUNet, prompts
-from torch import Tensor, nn
 
 
 def fingerprint(network: nn.Module) -> dict[str, object]:

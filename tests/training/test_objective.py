@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import TinyUNet, prompts, settings, uncond
+from torch import Tensor
+
 from comfyui_tcd.samplers import DiscreteSchedule, Level, Point, Predict, origin
 from comfyui_tcd.training.backbone import concat, repeat, take
 from comfyui_tcd.training.objective import (
@@ -22,8 +25,6 @@ from comfyui_tcd.training.objective import (
     teacher_predictor,
 )
 from comfyui_tcd.training.pairs import generator
-from tiny import TinyUNet, prompts, settings, uncond
-from torch import Tensor
 
 RANGES = ("uniform", "zero", "phases", "near")
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import TinyUNet, data_free, grid_of, prompts, settings, uncond
+from torch import Tensor
+
 from comfyui_tcd.samplers import Level
 from comfyui_tcd.training import pairs as module
 from comfyui_tcd.training.backbone import cond_and_uncond, repeat, take
@@ -20,8 +23,6 @@ from comfyui_tcd.training.pairs import (
     roll_out,
     write_shard,
 )
-from tiny import TinyUNet, data_free, grid_of, prompts, settings, uncond
-from torch import Tensor
 
 EVERY = slice(None)
 
@@ -266,7 +267,7 @@ def test_cut_missing_or_no_shards_are_named(tmp_path: Path):
         cut.write_bytes(good.read_bytes()[:keep])
         with pytest.raises(ValueError, match=r"cut.safetensors: not a whole safetensors file .* again"):
             CachedLatents([good, cut], grid(), 0)
-    with pytest.raises(FileNotFoundError, match="absent.safetensors: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"absent.safetensors: no such file"):
         CachedLatents([good, tmp_path / "absent.safetensors"], grid(), 0)
     with pytest.raises(ValueError, match="has no shards"):
         CachedLatents([], grid(), 0)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import Gaussians, TinyUNet, data_free, grid_of, prompts, run, settings, uncond
+from torch import Tensor
+
 from comfyui_tcd.samplers import Predict
 from comfyui_tcd.training import distill as loop
 from comfyui_tcd.training.distill import Student, student_on
 from comfyui_tcd.training.lora import load_lora, merge_lora
 from comfyui_tcd.training.splus import PREFIX, TargetEmbedding, attached
-from tiny import Gaussians, TinyUNet, data_free, grid_of, prompts, run, settings, uncond
-from torch import Tensor
 
 TARGETS = (0.0, 300.0, 800.0)
 
@@ -124,7 +125,7 @@ def test_the_embedding_hangs_on_the_seed_and_leaves_the_hosts_random_numbers_alo
 def test_a_network_without_a_time_embedding_is_refused():
     backbone = Gaussians([0.0, 999.0], 1.0, 0.5, (1, 2, 2))
     with (
-        pytest.raises(ValueError, match="tcfs needs a time embedding .* Scalar has none"),
+        pytest.raises(ValueError, match=r"tcfs needs a time embedding .* Scalar has none"),
         student_on(backbone, settings(student="tcfs", rank=1)),
     ):
         pass

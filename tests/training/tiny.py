@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from comfyui_tcd.embedded.unet import UNet, UNetConfig
 from comfyui_tcd.samplers import DiscreteSchedule, Point, Predict, Schedule, to_x0_eps
 from comfyui_tcd.training.backbone import Cond
@@ -14,7 +16,6 @@ from comfyui_tcd.training.config import DistillConfig
 from comfyui_tcd.training.distill import Outcome, Student, distill, student_on
 from comfyui_tcd.training.objective import TimeGrid
 from comfyui_tcd.training.pairs import Source, Trajectories
-from torch import Tensor, nn
 
 
 def settings(**changes: Any) -> DistillConfig:
@@ -39,7 +40,9 @@ def settings(**changes: Any) -> DistillConfig:
 
 
 class TinyUNet:
-    """The embedded model's UNet at its smallest, untrained, as a backbone. `before` sees each call of the network."""
+    """The embedded model's UNet at its smallest, untrained, as a backbone. `before` sees each call of the
+    network.
+    """
 
     latent_shape: tuple[int, ...] = (4, 4, 4)
 
@@ -69,7 +72,9 @@ class TinyUNet:
 
 
 class Scalar(nn.Module):
-    """`eps = factor[kind, t] x`, the factors being the weights of one linear layer, so that a LoRA can learn them."""
+    """`eps = factor[kind, t] x`, the factors being the weights of one linear layer, so that a LoRA can learn
+    them.
+    """
 
     def __init__(self, factors: Tensor) -> None:
         super().__init__()
@@ -84,9 +89,11 @@ class Scalar(nn.Module):
 
 
 class Gaussians:
-    """The exact teacher of data `N(0, std^2)`: one std with the prompt, another without. Every map is a scalar.
+    """The exact teacher of data `N(0, std^2)`: one std with the prompt, another without. Every map is a
+    scalar.
 
-    `factors [2, N + 1]`, row 0 without and row 1 with the prompt: `k_t = sigma_t / (alpha_t^2 std^2 + sigma_t^2)`.
+    `factors [2, N + 1]`, row 0 without and row 1 with the prompt: `k_t = sigma_t / (alpha_t^2 std^2 +
+    sigma_t^2)`.
     """
 
     def __init__(self, times: Sequence[float], std_uncond: float, std_cond: float, shape: tuple[int, ...]):
