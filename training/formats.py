@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,19 @@ from torch import Tensor
 
 from .checkpoint import load_tensors
 from .lora_content import check_content, what_tensors
-from .lora_keys import FORMATS, OTHER_MODELS, WEIGHTS, Format, key, resolve, split, style, table, te_prefix
+from .lora_keys import (
+    FORMATS,
+    OTHER_MODELS,
+    WEIGHTS,
+    Format,
+    key,
+    naming,
+    resolve,
+    split,
+    style,
+    table,
+    te_prefix,
+)
 from .splus import PREFIX as TARGET_EMBEDDING
 from .unet_layers import ARCHITECTURES, SD2, SDXL, SSD1B, Architecture
 
@@ -104,7 +117,7 @@ class LoraFile:
         """Key formats in the file, the most frequent first; of the UNet, which alone has two namings."""
         return [name for name, _ in Counter(layer.style for layer in self.unet or self.layers).most_common()]
 
-    @property
+    @cached_property
     def bases(self) -> list[str]:
         """The models it fits by names and shapes; else what its names or widths point to; else nothing."""
         unet = [layer for layer in self.unet if layer.known]
@@ -121,14 +134,10 @@ class LoraFile:
         widths = {x.shape[1] for x in unet if x.shape and re.search(r"attn2\.to_[kv]$", x.name)}
         return next(([f"a variant of {a.name}"] for a in ARCHITECTURES if widths == {a.context}), [])
 
-    def architecture(self) -> Architecture:
-        """The one most of whose layers it names: names differ with the depth."""
-
-        def named(a: Architecture) -> int:
-            rows = table(a)
-            return sum(layer.name in rows for layer in self.unet)
-
-        return max(ARCHITECTURES, key=named)
+    @property
+    def architecture(self) -> Architecture | None:
+        """Of the UNet it fits; where it fits more than one, they share their names."""
+        return next((a for a in ARCHITECTURES if a.name in self.bases), None)
 
 
 def _fits(layer: Layer, unet: Architecture) -> bool:
@@ -207,6 +216,8 @@ def _alphas_beside(path: Path, metadata: Mapping[str, str]) -> Callable[[str, st
         raise ValueError(
             f"{path}: the adapter's settings, which hold alpha, are no JSON ({error})"
         ) from error
+    if not isinstance(configs, dict):
+        raise ValueError(f"{path}: the adapter's settings, which hold alpha, are no JSON object")
 
     def alpha(part: str, name: str, rank: int) -> float | None:
         model = _MODELS[part]
@@ -231,7 +242,7 @@ def convert(file: LoraFile, to: str) -> tuple[dict[str, Tensor], dict[str, str]]
     """
     if to not in FORMATS:
         raise ValueError(f"format {to!r} is unknown; choose one of {', '.join(FORMATS)}")
-    fmt, unet = FORMATS[to], file.architecture()
+    fmt, unet = FORMATS[to], file.architecture
     if to == "peft" and file.unet and file.text_encoders:
         raise ValueError(
             f"{file.path}: a peft file is for one model, and this LoRA is for the UNet and text encoders; "
@@ -261,7 +272,7 @@ def convert(file: LoraFile, to: str) -> tuple[dict[str, Tensor], dict[str, str]]
     return out, metadata
 
 
-def _base(file: LoraFile, layer: Layer, fmt: Format, unet: Architecture) -> str:
+def _base(file: LoraFile, layer: Layer, fmt: Format, unet: Architecture | None) -> str:
     """The key of `layer` without a suffix."""
     if not layer.known:
         raise ValueError(
@@ -269,12 +280,18 @@ def _base(file: LoraFile, layer: Layer, fmt: Format, unet: Architecture) -> str:
             "in other formats is unknown"
         )
     if layer.part == "unet":
-        rows = [table(unet), *map(table, ARCHITECTURES)]
-        row = next(r[layer.name] for r in rows if layer.name in r)
-        prefix, name = fmt.unet, row.ldm if fmt.naming == "ldm" else row.diffusers
+        prefix, name = fmt.unet, layer.name
+        if fmt.naming != naming(name):
+            if unet is None:
+                raise ValueError(
+                    f"{file.path}: it fits no UNet that is known, so {fmt.naming} names cannot be given to "
+                    f"layers such as {name}; choose a format with {naming(name)} names"
+                )
+            row = table(unet)[name]
+            name = row.ldm if fmt.naming == "ldm" else row.diffusers
     else:
-        alone = not unet.vector and all(x.part != "te2" for x in file.layers)
-        prefix = te_prefix(fmt, layer.part == "te2", alone, alone and file.bases == [SD2.name])
+        second = any(x.part == "te2" for x in file.layers) or (unet is not None and unet.vector > 0)
+        prefix = te_prefix(fmt, layer.part == "te2", not second, file.bases == [SD2.name])
         name = layer.name
     return prefix + (name.replace(".", "_") if fmt.flat else name)
 

@@ -162,6 +162,10 @@ def style(prefix: str, text: str, name: str) -> str:
     return "diffusers"
 
 
+def naming(name: str) -> str:
+    return "ldm" if name in _ldm_names() else "diffusers"
+
+
 @cache
 def table(unet: Architecture) -> dict[str, Names]:
     """Layers by either name."""

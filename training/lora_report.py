@@ -14,6 +14,9 @@ _PUBLISHED = re.compile(r"(conv1|in_layers\.2|downsamplers\.0\.conv|0\.op|time_e
 
 
 def base(file: LoraFile) -> str:
+    """The model it is for, in words."""
+    if not file.bases and "tcd.teacher" in file.metadata:
+        return f"{file.metadata['tcd.teacher']} (by its metadata)"
     return " or ".join(file.bases) or "unknown"
 
 
