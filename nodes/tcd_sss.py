@@ -91,9 +91,9 @@ def sample_tcd_sss(
     scale, at, clean = getattr(ms, "noise_scale", 1.0), 0, x
 
     def noise() -> Tensor:
-        if noise_sampler is not None:
-            return noise_sampler(sigmas[at], sigmas[at + 1]) * scale
-        return own_noise(levels[at + 1]) * scale
+        given = noise_sampler and noise_sampler(sigmas[at], sigmas[at + 1])
+        z = own_noise(levels[at + 1]) if given is None else given
+        return z if scale == 1 else z * scale
 
     with tqdm(total=len(steps), disable=disable) as bar:
 
@@ -144,7 +144,8 @@ def step_noise(
         return torch.randn(x.shape[1:], generator=generator, device=place)
 
     def noise(sigma_next: float) -> Tensor:
-        z = torch.stack([item(number, sigma_next) for number in numbers])
+        items = [item(number, sigma_next) for number in numbers]
+        z = torch.stack(items) if len(items) > 1 else items[0][None]
         drawn[sigma_next] += 1
         return z.to(x)
 
