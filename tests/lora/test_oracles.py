@@ -145,10 +145,11 @@ def test_we_read_what_peft_and_diffusers_write(tmp_path: Path, base: str, rslora
     assert isinstance(peft_model, PeftModel)
     peft_model.save_pretrained(str(tmp_path / "peft"))
     inner: Any = peft_model.base_model
+    state: Any = get_peft_model_state_dict(inner.model, adapter_name="default")
     about = {k: v for k, v in config.to_dict().items() if not isinstance(v, set)}
     StableDiffusionXLPipeline.save_lora_weights(
         tmp_path / "diffusers",
-        unet_lora_layers=get_peft_model_state_dict(inner.model, adapter_name="default"),
+        unet_lora_layers=state,
         unet_lora_adapter_metadata=about,
     )
     after = weights(peft_model.merge_and_unload())
