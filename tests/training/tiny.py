@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from comfyui_tcd.embedded.unet import UNet, UNetConfig
 from comfyui_tcd.samplers import DiscreteSchedule, Point, Predict, Schedule, to_x0_eps
 from comfyui_tcd.training.backbone import Cond
+from comfyui_tcd.training.checkpoint import load_tensors
 from comfyui_tcd.training.config import DistillConfig
-from comfyui_tcd.training.distill import Outcome, Student, distill, student_on
+from comfyui_tcd.training.distill import CHECKPOINT, LORA, Outcome, Student, distill, student_on
 from comfyui_tcd.training.objective import TimeGrid
-from comfyui_tcd.training.pairs import Source, Trajectories
+from comfyui_tcd.training.pairs import Source, Trajectories, digest
 
 
 def settings(**changes: Any) -> DistillConfig:
@@ -62,8 +63,9 @@ class TinyUNet:
         def predict(x: Tensor, now: Point, target: Point) -> tuple[Tensor, Tensor]:
             if self.before is not None:
                 self.before(x)
-            out = self.network(x, now.t.expand(len(x)), cond["context"], cond["pooled"])
-            return to_x0_eps("v", out, x, now.level)
+            dtype = self.network.get_submodule("label_emb.0.0").weight.dtype
+            y, context, pooled = (v.to(dtype) for v in (x, cond["context"], cond["pooled"]))
+            return to_x0_eps("v", self.network(y, now.t.expand(len(x)), context, pooled), x, now.level)
 
         return predict
 
@@ -153,6 +155,29 @@ def data_free(backbone: TinyUNet, config: DistillConfig, folder: Path, count: in
         reuse=config.reuse,
         w_range=(config.w_min, config.w_max),
         keep_teacher=config.cache_teacher,
+    )
+
+
+def fingerprint(network: nn.Module) -> dict[str, object]:
+    """All that a run must leave as it was: names, classes, bytes, flags, hooks."""
+    return {
+        "modules": [(n, type(m), m.training, len(m._forward_hooks)) for n, m in network.named_modules()],
+        "parameters": [
+            (n, p.dtype, p.requires_grad, p.grad is None, digest({n: p}))
+            for n, p in network.named_parameters()
+        ],
+        "peft": hasattr(network, "peft_config"),
+    }
+
+
+def same_run(a: Path, b: Path) -> bool:
+    """Two run folders with the same weights, averages, optimizer and progress, bit for bit, and the same LoRA."""
+    files = [[load_tensors(folder / name) for name in (CHECKPOINT, LORA)] for folder in (a, b)]
+    return all(
+        left[1] == right[1]
+        and set(left[0]) == set(right[0])
+        and all(torch.equal(v, right[0][k]) for k, v in left[0].items())
+        for left, right in zip(*files, strict=True)
     )
 
 
