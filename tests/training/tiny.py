@@ -64,7 +64,7 @@ class TinyUNet:
             if self.before is not None:
                 self.before(x)
             dtype = self.network.get_submodule("label_emb.0.0").weight.dtype
-            y, context, pooled = (v.to(dtype) for v in (x, cond["context"], cond["pooled"]))
+            y, context, pooled = (v.to(dtype) for v in (x, cond["context"], cond["pooled"]))  # pyright: ignore
             return to_x0_eps("v", self.network(y, now.t.expand(len(x)), context, pooled), x, now.level)
 
         return predict
@@ -171,7 +171,7 @@ def fingerprint(network: nn.Module) -> dict[str, object]:
 
 
 def same_run(a: Path, b: Path) -> bool:
-    """Two run folders with the same weights, averages, optimizer and progress, bit for bit, and the same LoRA."""
+    """Two run folders equal bit for bit: weights, averages, optimizer, progress, LoRA."""
     files = [[load_tensors(folder / name) for name in (CHECKPOINT, LORA)] for folder in (a, b)]
     return all(
         left[1] == right[1]
