@@ -4,12 +4,11 @@ computed.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import Scalar, TinyUNet, prompts
+from tiny import Scalar, TinyUNet, fingerprint, prompts
 from torch import Tensor, nn
 
 from comfyui_tcd.training.checkpoint import load_tensors, save_tensors
@@ -22,19 +21,6 @@ from comfyui_tcd.training.lora import (
     save_lora,
     target_layers,
 )
-
-
-def fingerprint(network: nn.Module) -> dict[str, object]:
-    """All that a run must leave as it was: names, classes, bytes, flags, hooks."""
-    return {
-        "modules": [(n, type(m), m.training, len(m._forward_hooks)) for n, m in network.named_modules()],
-        "parameters": [
-            (n, p.dtype, p.requires_grad, hashlib.sha256(p.detach().numpy().tobytes()).hexdigest())
-            for n, p in network.named_parameters()
-            if p.dtype != torch.bfloat16
-        ],
-        "peft": hasattr(network, "peft_config"),
-    }
 
 
 def forward(backbone: TinyUNet, seed: int = 0) -> Tensor:

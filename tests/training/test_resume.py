@@ -1,0 +1,242 @@
+"""A run may stop at any moment, by any means, and goes on as if it had not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import (
+    Gaussians,
+    Stop,
+    TinyUNet,
+    data_free,
+    grid_of,
+    kind,
+    prompts,
+    run,
+    same_run,
+    settings,
+    stop_at,
+    uncond,
+)
+
+from comfyui_tcd.training.checkpoint import load_tensors, save_tensors, write_text
+from comfyui_tcd.training.distill import BEST, CHECKPOINT, LORA, distill, student_on
+from comfyui_tcd.training.pairs import CachedLatents, Source, generator, write_shard
+from comfyui_tcd.training.report import Validation, read_log
+from comfyui_tcd.training.state import State
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="fork and resource limits are POSIX")
+WORKER = Path(__file__).with_name("worker.py")
+
+
+def latents(folder: Path, config: Any) -> CachedLatents:
+    path = folder / "latents.safetensors"
+    if not path.exists():
+        write_shard(path, torch.randn(9, *TinyUNet.latent_shape, generator=generator(5)), prompts(9))
+    return CachedLatents([path], grid_of(TinyUNet(), config), config.seed)
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "data-free": {},
+    "accumulated, without a cache, reused": {
+        "batch": 2,
+        "accumulation": 2,
+        "cache_teacher": False,
+        "reuse": 2,
+    },
+    "EMA target": {"target": "ema", "target_decay": 0.7, "weight_decay": 0.1},
+    "S+ from pictures": {"student": "tcfs", "target": "ema", "source": "latents"},
+    "second order": {"student": "tcf2", "solver": "dpm2", "cache_teacher": False},
+    "all s": {"all_s": True, "distance": "l2", "s_range": "near"},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("stops", [[1, 2, 3, 4, 5], [3], [2, 5]], ids=str)
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, name: str, stops: list[int]):
+    changes = dict(RUNS[name])
+    real = changes.pop("source", None) == "latents"
+    config = settings(**changes, validate_every=2)
+
+    def go(folder: Path, on_step: Callable[[int, float], None] | None = None) -> None:
+        backbone = TinyUNet()
+        source: Source = latents(tmp_path, config) if real else data_free(backbone, config, folder)
+        noise = torch.randn(2, *backbone.latent_shape, generator=generator(99))
+        check = Validation(backbone, prompts(2), uncond(), grid_of(backbone, config), 1.0, noise)
+        run(config, folder, backbone, source, validation=check, on_step=on_step)
+
+    go(tmp_path / "whole")
+    for stop in stops:
+        torch.manual_seed(stop)  # whatever the host's random numbers are
+        with pytest.raises(Stop, match=f"at {stop}"):
+            go(tmp_path / "parts", stop_at(stop))
+    go(tmp_path / "parts")
+    assert same_run(tmp_path / "parts", tmp_path / "whole")
+    logs = [read_log(tmp_path / f / "log.jsonl") for f in ("parts", "whole")]
+    assert logs[0] == logs[1] and len(logs[0]) == config.steps
+    best = [load_tensors(tmp_path / f / BEST) for f in ("parts", "whole")]
+    assert best[0][1] == best[1][1] and all(torch.equal(best[0][0][k], v) for k, v in best[1][0].items())
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path):
+    first = run(settings(), tmp_path)
+    (tmp_path / LORA).unlink()
+
+    def refuse(done: int, loss: float) -> None:
+        raise AssertionError("a step was made")
+
+    again = run(settings(), tmp_path, on_step=refuse)
+    assert again == first
+    assert (tmp_path / LORA).is_file()
+
+
+def test_steps_after_the_checkpoint_are_made_again(tmp_path: Path):
+    """As after a kill at step 5 with a checkpoint of step 4: the log, the shards and the LoRA are ahead."""
+    config = settings(save_every=4)
+    run(config, tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(config, tmp_path / "parts", on_step=stop_at(4))
+    kept = (tmp_path / "parts" / CHECKPOINT).read_bytes()
+    with pytest.raises(Stop):
+        run(config, tmp_path / "parts", on_step=stop_at(5))
+    (tmp_path / "parts" / CHECKPOINT).write_bytes(kept)
+    with (tmp_path / "parts" / "log.jsonl").open("a") as log:
+        log.write('{"step": 6, "loss": 0.')  # cut in the middle of a line
+    left = tmp_path / "parts" / f".{CHECKPOINT}.123.tmp"
+    left.write_bytes(b"half a file")
+    run(config, tmp_path / "parts")
+    assert same_run(tmp_path / "parts", tmp_path / "whole")
+    assert [r["step"] for r in read_log(tmp_path / "parts" / "log.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert not left.exists()
+
+
+def test_a_checkpoint_holds_all_that_a_run_is(tmp_path: Path):
+    config = settings(student="tcfs", target="ema")
+    run(config, tmp_path)
+    tensors, metadata = load_tensors(tmp_path / CHECKPOINT)
+    progress = json.loads(metadata["progress"])
+    assert progress["step"] == 6 and progress["config"] == config.as_dict()
+    groups = {k.partition("/")[0] for k in tensors}
+    assert groups == {"student", "average", "target", "optimizer"}
+    count = {g: sum(k.startswith(g) for k in tensors) for g in groups}
+    assert count["student"] == count["average"] == count["target"] > 0
+    assert count["optimizer"] == 3 * count["student"]  # two moments and the step
+
+
+def test_other_settings_are_refused_by_name_and_nothing_changes(tmp_path: Path):
+    run(settings(), tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=r"other settings \(learning_rate, w_max\); use the same settings"):
+        run(settings(learning_rate=2e-3, w_max=9.0), tmp_path)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_on_another_network_is_refused(tmp_path: Path):
+    config = settings(rank=1, cache_teacher=False)
+    run(config, tmp_path)
+    backbone = Gaussians([0.0, *range(199, 1000, 200)], 0.9, 0.5, (1, 4, 4))
+    path = tmp_path / "latents.safetensors"
+    write_shard(path, torch.randn(4, 1, 4, 4), kind(1, 4))
+    of = grid_of(backbone, config)
+    with (
+        student_on(backbone, config) as student,
+        pytest.raises(ValueError, match="holds a run on another network; choose another folder"),
+    ):
+        distill(config, student, CachedLatents([path], of, 0), kind(0), of, tmp_path, quiet=True)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path):
+    save_tensors(tmp_path / CHECKPOINT, {"a": torch.ones(1)}, {})
+    with pytest.raises(ValueError, match="not a checkpoint of a run; move it away or choose another folder"):
+        run(settings(), tmp_path)
+    (tmp_path / CHECKPOINT).write_bytes(b"cut")
+    with pytest.raises(ValueError, match=f"{CHECKPOINT}: not a whole safetensors file"):
+        run(settings(), tmp_path)
+
+
+# Files that are whole or absent.
+
+
+def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "file.safetensors"
+    save_tensors(path, {"a": torch.ones(3)}, {"which": "first"})
+
+    def fails(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fails)  # everything is written, but perhaps not yet on the disk
+        with pytest.raises(KeyboardInterrupt):
+            save_tensors(path, {"a": torch.zeros(3)}, {"which": "second"})
+        with pytest.raises(KeyboardInterrupt):
+            write_text(tmp_path / "file.txt", "text")
+    assert [p.name for p in tmp_path.iterdir()] == ["file.safetensors"]
+    tensors, metadata = load_tensors(path)
+    assert metadata == {"which": "first"} and bool(tensors["a"].all())
+    save_tensors(path, {"a": torch.zeros(3)}, {"which": "second"})
+    assert load_tensors(path)[1] == {"which": "second"}
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=r"file/a.safetensors: could not be written .* choose another folder"):
+        save_tensors(tmp_path / "file" / "a.safetensors", {"a": torch.ones(1)}, {})
+
+
+def test_the_state_is_saved_as_it_is_while_parameters_are_lent(tmp_path: Path):
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([parameter])
+    state = State(tmp_path / CHECKPOINT, settings(), {"a": parameter}, {"a": torch.zeros(2)}, None, optimizer)
+    with torch.no_grad():
+        parameter.fill_(2)
+    mine, parameter.data = parameter.data, torch.full((2,), 9.0)
+    state.save(1, None, None)
+    parameter.data = mine
+    assert load_tensors(tmp_path / CHECKPOINT)[0]["student/a"].tolist() == [2, 2]
+
+
+# In processes of their own: what no exception can stand for.
+
+
+def worker(folder: Path, scene: str) -> dict[str, Any]:
+    """Run a scene of `worker.py`, which imports once and forks for each of its runs."""
+    done = subprocess.run(
+        [sys.executable, str(WORKER), str(folder), scene], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@posix
+def test_a_run_killed_at_random_moments_resumes_from_a_whole_checkpoint(tmp_path: Path):
+    seen = worker(tmp_path, "kill")
+    assert seen["kills"] >= 5, "each kill has to hit a run"
+    assert seen["steps"] == sorted(seen["steps"]), "no kill may lose a checkpoint"
+    assert seen["steps"][-1] > 0
+    assert same_run(tmp_path / "killed", tmp_path / "whole")
+    assert read_log(tmp_path / "killed" / "log.jsonl") == read_log(tmp_path / "whole" / "log.jsonl")
+    assert not list((tmp_path / "killed").rglob("*.tmp"))
+
+
+@posix
+def test_a_full_disk_stops_with_a_message_and_the_last_checkpoint_stays(tmp_path: Path):
+    """A limit of the file size, at which writing fails as it does on a full disk."""
+    seen = worker(tmp_path, "full")
+    assert set(seen) == {"checkpoint", "pairs", "log"}
+    for name, (kind_of, message, step, left) in seen.items():
+        assert kind_of == "OSError", (name, message)
+        assert "could not be written" in message and "free " in message and "another folder" in message
+        assert step == (0 if name == "pairs" else 2), f"{name}: the checkpoint before the disk was full"
+        assert left == [], "no half file stays behind"
+    assert CHECKPOINT in seen["checkpoint"][1] and "MiB" in seen["checkpoint"][1]
+    assert "pairs-00000.safetensors" in seen["pairs"][1]
+    assert "log.jsonl" in seen["log"][1] or CHECKPOINT in seen["log"][1]
+    for name in seen:
+        assert same_run(tmp_path / name, tmp_path / "whole"), f"{name}: goes on once there is space"
