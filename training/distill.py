@@ -116,7 +116,27 @@ def distill(
     info = {**(metadata or {}), **{f"tcd.{k}": json.dumps(v) for k, v in config.as_dict().items()}}
     loss, figure = log.last.get("loss", math.nan), log.last.get("validation")
     whole: int | None = start  # steps that the weights stand for; None while they are being changed
+
+    def due(done: int) -> bool:
+        return validation is not None and (done % config.validate_every == 0 or done == config.steps)
+
+    def judge(done: int) -> dict[str, float]:
+        """Validate, and keep the LoRA if it is the best so far."""
+        nonlocal figure, best, best_step
+        assert validation is not None
+        picture, order = folder / f"step-{done:06d}.png", 2 if config.student == "tcf2" else 1
+        figures = validate(student, validation, trained, average, picture, order)
+        figure = figures["validation"]
+        if math.isfinite(figure) and (best is None or figure < best):
+            judged = {**info, "tcd.step": str(done), "tcd.validation": f"{figure:.6f}"}
+            save(folder / BEST, average, config, judged)
+            best, best_step = figure, done
+        return figures
+
     try:
+        if due(start) and log.last.get("step") == start and "validation" not in log.last:  # cut off
+            log.write(**{**log.last, **judge(start)})
+            state.save(start, best, best_step)
         for step in range(start, config.steps):
             # Batch. Every choice is a function of (seed, step); micro-batches are slices of one draw.
             optimizer.zero_grad(set_to_none=True)
@@ -159,16 +179,10 @@ def distill(
             # Report.
             whole = done = step + 1
             record = {"step": done, "loss": loss, "norm": norm.item(), "lr": learning_rate(config, step)}
-            if validation is not None and (done % config.validate_every == 0 or done == config.steps):
-                picture, order = folder / f"step-{done:06d}.png", 2 if config.student == "tcf2" else 1
-                figures = validate(student, validation, trained, average, picture, order)
-                figure = figures["validation"]
-                record |= figures
-                if math.isfinite(figure) and (best is None or figure < best):
-                    judged = {**info, "tcd.step": str(done), "tcd.validation": f"{figure:.6f}"}
-                    save(folder / BEST, average, config, judged)
-                    best, best_step = figure, done
-            log.write(**record)
+            try:
+                record |= judge(done) if due(done) else {}
+            finally:
+                log.write(**record)
             if not quiet:
                 bar.show(done, loss, total)
             if on_step is not None:

@@ -46,7 +46,7 @@ def train(
             reuse=config.reuse, w_range=(config.w_min, config.w_max), keep_teacher=config.cache_teacher,
         )  # fmt: skip
     else:
-        source = CachedLatents(shards, grid, config.seed)
+        source = CachedLatents(shards, grid, config.seed, _device(prompts))
     checked = None
     if validate:
         some = take(prompts, slice(0, config.validation_prompts))
