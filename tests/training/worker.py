@@ -92,7 +92,7 @@ def kill(folder: Path) -> dict[str, Any]:
 
 
 def limited(config: DistillConfig, folder: Path, begin: int, limit: int, answer: int) -> None:
-    """A run that stops after `begin` steps and goes on where files may have `limit` bytes; tells how it ended."""
+    """A run of `begin` steps, then on where files may have `limit` bytes; tells how it ended."""
     if begin:
         with suppress(Stop):
             run(config, folder, on_step=stop_at(begin))
