@@ -20,7 +20,9 @@ from .pictures import table_picture, tile
 
 STEPS = (1, 2, 4, 8, 20)
 GAMMA = 0.3
-CFG = 1.5
+CFG = (
+    3.0  # 1 + w in the middle of the preset `embedded`: where guidance decides the picture, as it does in use
+)
 GAMMAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 Report = Callable[[str], None]

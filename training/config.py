@@ -182,8 +182,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup": 20,
         "rank": 16,
         "alpha": 16.0,
-        "w_min": 0.25,  # the teacher is at its floor without guidance; cfg 1.5 buys obedience to the prompt
-        "w_max": 0.75,
+        "w_min": 1.5,  # cfg 3: the most obedient to the prompt; more only takes variety
+        "w_max": 2.5,
         "trajectories": 128,
         "save_every": 100,
         "validate_every": 100,
