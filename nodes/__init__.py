@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
-from . import lora, sampler
+from . import embedded, lora, sampler
 from .tcd_sss import register
 
-NODES: list[type[io.ComfyNode]] = [*sampler.NODES, *lora.NODES]
+NODES: list[type[io.ComfyNode]] = [*sampler.NODES, *lora.NODES, *embedded.NODES]
 
 
 class TCDExtension(ComfyExtension):

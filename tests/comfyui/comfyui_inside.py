@@ -430,6 +430,48 @@ def overhead(side: int, network: bool, steps: int, repeats: int) -> dict[str, fl
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
+def embedded(
+    prompt: str,
+    noise: Tensor,
+    noises: list[Tensor],
+    steps: int,
+    gamma: float,
+    cfg: float = 1.0,
+    lora: str = "tcd",
+    file: str = "",
+) -> dict[str, Tensor]:
+    """TCD_EmbeddedModel sampled and decoded by core's nodes; `file`: a LoRA by TCD_LoraLoader instead."""
+    import folder_paths
+
+    known = nodes.NODE_CLASS_MAPPINGS
+    model, clip, vae, latent = known["TCD_EmbeddedModel"].execute(lora, len(noise)).args
+    if file:
+        folder_paths.add_model_folder_path("loras", file.rpartition("/")[0])
+        loader = known["TCD_LoraLoader"].PREPARE_CLASS_CLONE(None)
+        model = loader.execute(model, file.rpartition("/")[2], 1.0).args[0]
+    positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (prompt, ""))
+    sigmas = known["TCD_Scheduler"].execute(model, steps, 1.0, 50).args[0]
+    start = latent["samples"]
+    made = sampler(noises, gamma=gamma)
+    result = comfy.sample.sample_custom(model, noise, cfg, made, sigmas, positive, negative, start, seed=1)
+    images = nodes.VAEDecode().decode(vae, {"samples": result})[0]
+    again = nodes.VAEEncode().encode(vae, images)[0]["samples"]
+    return {"latent": result, "images": images, "encoded": again, "empty": start}
+
+
+def embedded_by_nodes(seed: int, size: int = 16) -> list[Tensor]:
+    """Pictures by TCD_KSampler, and by KSampler with the same names."""
+    known = nodes.NODE_CLASS_MAPPINGS
+    model, clip, vae, latent = known["TCD_EmbeddedModel"].execute("tcd", 2).args
+    text_ = [nodes.CLIPTextEncode().encode(clip.clone(), words)[0] for words in ("red hair", "")]
+    ours = known["TCD_KSampler"].execute(model, seed, 4, 1.0, 0.3, *text_, latent, 1.0).args[0]
+    names = "tcd_sss", "tcd_grid"
+    core = nodes.KSampler().sample(model, seed, 4, 1.0, *names, *text_, latent, 1.0)[0]
+    images = [nodes.VAEDecode().decode(vae, x)[0] for x in (ours, core)]
+    nodes.VAEEncode().encode(vae, torch.zeros(1, size, size, 3))
+    return images
+
+
 def version() -> str:
     import comfyui_version
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_SHIPPED = (".*", "tests", "docs", "benchmarks", "weights", "data", "dist", "build", "*.egg-info")
+NOT_SHIPPED = (".*", "tests", "docs", "benchmarks", "dist", "build", "*.egg-info")
 
 
 def copy_pack(target: Path) -> Path:
