@@ -21,6 +21,7 @@ import torch
 from ..training.config import DistillConfig
 from ..training.distill import LORA
 from ..training.lora import load_lora
+from .claims import report
 from .compare import CFG, GAMMA, STEPS, compare, draw_gammas, draw_steps, evaluation_prompts
 from .live import distil_embedded
 from .measures import Judge
@@ -183,31 +184,14 @@ def run(args: argparse.Namespace) -> int:
     rows = [row for row in sections.get("table1", []) if row.get("seed", 0) == 0]
     results = {"rows": rows, "settings": settings, "sections": sections}
     (args.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
-    for name, section in sections.items():
-        columns = [
-            c
-            for c in (
-                "method",
-                "seed",
-                "steps",
-                "gamma",
-                "cfg",
-                "frechet",
-                "frechet_ci",
-                "complexity",
-                "prompt_accuracy",
-                "samples",
-            )
-            if c in section[0]
-        ]
-        (args.out / f"{name}.txt").write_text(text_table(section, columns) + "\n", "utf-8")
+    (args.out / "report.md").write_text(report(sections, settings), "utf-8")
     draw(work, rates)
     if args.ship:
         for method, path in (("tcd", TCD_LORA), ("lcm", LCM_LORA)):
             shutil.copyfile(work.out / "students" / f"{method}-lr{rates[method]:g}-seed0" / LORA, path)
     if args.publish:
         args.publish.mkdir(parents=True, exist_ok=True)
-        for path in [args.out / "results.json", *args.out.glob("*.txt"), *args.out.glob("*.png")]:
+        for path in [args.out / "results.json", args.out / "report.md", *args.out.glob("*.png")]:
             shutil.copyfile(path, args.publish / path.name)
     print(
         text_table(

@@ -138,11 +138,11 @@ def test_a_stopped_students_lora_does_not_count_as_finished(tmp_path):
 @pytest.mark.slow
 def test_reproduce_goes_on_where_it_was_and_publishes(tmp_path, capsys, monkeypatch):
     small = {"SEEDS": (0,), "RATES": (1e-4,), "ITERATIONS": 2, "FIGURE_6": (0.0, 1.0), "FIGURE_6_STEPS": (2,)}
-    small |= {"STEPS": (1, 2), "GUIDANCE": (1.5,), "VARIANTS": {"near": {"s_range": "near"}}}
+    small |= {"STEPS": (2, 4, 8, 20), "GUIDANCE": (1.5,), "VARIANTS": {"near": {"s_range": "near"}}}
     small |= {"SETTINGS": {"batch": 8, "trajectories": 2, "rank": 4, "warmup": 0}}
     for name, value in small.items():
         monkeypatch.setattr(reproduce, name, value)
-    monkeypatch.setattr(compare, "STEPS", (1, 2))
+    monkeypatch.setattr(compare, "STEPS", (2, 4, 8, 20))
     command = [
         "reproduce",
         "--out",
@@ -159,12 +159,9 @@ def test_reproduce_goes_on_where_it_was_and_publishes(tmp_path, capsys, monkeypa
     assert {r["method"] for r in results["rows"]} == {"tcd", "lcm", "ddim", "dpmpp_2s", *FLOORS}
     assert results["settings"]["best_rates"] == {"tcd": 1e-4, "lcm": 1e-4}
     assert {"table1", "figure6", "table2", "variants", "teacher"} == set(results["sections"])
-    assert {p.name for p in (tmp_path / "docs").iterdir()} >= {
-        "steps.png",
-        "gamma.png",
-        "table1.txt",
-        "table2.txt",
-    }
+    assert {p.name for p in (tmp_path / "docs").iterdir()} >= {"steps.png", "gamma.png"}
+    report = (tmp_path / "docs" / "report.md").read_text("utf-8")
+    assert all(f"## {part}" in report for part in ("Table 1", "The teacher", "Figure 6", "Table 2"))
     assert main(command) == 0
     again = capsys.readouterr().out
     assert "stage" not in again and "distilling" not in again  # all of it was done
