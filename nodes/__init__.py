@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
-from . import embedded, lora, sampler
+from . import compare, embedded, lora, sampler
 from .tcd_sss import register
 
-NODES: list[type[io.ComfyNode]] = [*sampler.NODES, *lora.NODES, *embedded.NODES]
+NODES: list[type[io.ComfyNode]] = [*sampler.NODES, *lora.NODES, *embedded.NODES, *compare.NODES]
 
 
 class TCDExtension(ComfyExtension):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.sample
 import comfy.samplers
@@ -209,16 +209,43 @@ class TCDKSampler(io.ComfyNode):
         )
 
 
-def sample_latent(
-    model: Any, seed: int, cfg: float, positive: Any, negative: Any, latent: Any, sigmas: Any, options: Any
-) -> tuple[Any, Any]:
-    """The host's SamplerCustom with noise item by item: (the sampled LATENT, its x0)."""
-    out = latent.copy()
-    out["samples"] = samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+class Part(NamedTuple):
+    """What a run is of a longer one, in steps, for the progress bar."""
+
+    done: int
+    total: int
+
+
+def progress(model: Any, steps: int, part: Part | None = None, x0: dict[str, Any] | None = None) -> Any:
+    """The host's callback: progress bar, preview, cancel; `x0` gets the last prediction."""
+    done, total = part or Part(0, steps)
+    callback = latent_preview.prepare_callback(model, total, x0)
+    return lambda step, clean, x, _: callback(done + min(step, steps - 1), clean, x, total)
+
+
+def initial(model: Any, latent: Any, seed: int) -> tuple[Any, Any, list[int] | None]:
+    """The latent's samples with as many channels as the model's, the noise, and the items' numbers in it."""
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     numbers = latent.get("batch_index")
     if numbers is None and not samples.is_nested:
         numbers = list(range(samples.shape[0]))
-    noise = comfy.sample.prepare_noise(samples, seed, numbers)
+    return samples, comfy.sample.prepare_noise(samples, seed, numbers), numbers
+
+
+def sample_latent(
+    model: Any,
+    seed: int,
+    cfg: float,
+    positive: Any,
+    negative: Any,
+    latent: Any,
+    sigmas: Any,
+    options: Any,
+    part: Part | None = None,
+) -> tuple[Any, Any]:
+    """The host's SamplerCustom with noise item by item: (the sampled LATENT, its x0)."""
+    out = latent.copy()
+    out["samples"], noise, numbers = initial(model, latent, seed)
     x0: dict[str, Any] = {}
     out["samples"] = comfy.sample.sample_custom(
         model,
@@ -228,9 +255,9 @@ def sample_latent(
         sigmas,
         positive,
         negative,
-        samples,
+        out["samples"],
         noise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, len(sigmas) - 1, x0),
+        callback=progress(model, len(sigmas) - 1, part, x0),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )

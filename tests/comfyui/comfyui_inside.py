@@ -476,3 +476,51 @@ def version() -> str:
     import comfyui_version
 
     return comfyui_version.__version__
+
+
+def compare_grid(output: str, loras: str = "", lora: str = "none", **given: Any) -> dict[str, Any]:
+    """TCD_CompareGrid on the embedded model, and the same cells and reference by TCD_KSampler and KSampler.
+
+    `loras`: the folder of `lora`. Every cell comes as (steps, gamma, order, strength, images).
+    """
+    import folder_paths
+
+    folder_paths.set_output_directory(output)
+    if loras:
+        folder_paths.add_model_folder_path("loras", loras)
+    known = nodes.NODE_CLASS_MAPPINGS
+    teacher, clip, vae, latent = known["TCD_EmbeddedModel"].execute("none", 2).args
+    words = [nodes.CLIPTextEncode().encode(clip, t)[0] for t in ("red hair, glasses", "")]
+    node = known["TCD_CompareGrid"].PREPARE_CLASS_CLONE(None)
+    defaults = {
+        "seed": 5, "steps": "1, 3", "gammas": "0, 0.6", "cfg": 1.0, "denoise": 1.0, "lora_name": lora,
+        "lora_strengths": "1", "reference_sampler": "euler", "reference_scheduler": "normal",
+        "reference_steps": 6, "reference_cfg": 3.0, "cell_size": 128,
+    }  # fmt: skip
+    asked = {**defaults, **given}
+    sheet, images, table = node.execute(teacher, *words, latent, vae, **asked).args
+    cells: list[Any] = []
+    for strength in map(float, asked["lora_strengths"].split(",")):
+        model = teacher
+        if lora != "none":
+            loader = known["TCD_LoraLoader"].PREPARE_CLASS_CLONE(None)
+            model = loader.execute(teacher, lora, strength).args[0]
+        for order in asked.get("orders", "1").replace(" ", "").split(","):
+            for gamma in map(float, asked["gammas"].split(",")):
+                for steps in map(int, asked["steps"].split(",")):
+                    alone = known["TCD_KSampler"].execute(
+                        model, asked["seed"], steps, asked["cfg"], gamma, *words, latent, asked["denoise"],
+                        order,
+                    )  # fmt: skip
+                    picture = nodes.VAEDecode().decode(vae, alone.args[0])[0]
+                    cells.append((steps, gamma, order, strength, picture))
+    reference = None
+    if asked["reference_sampler"] != "none":
+        numbered = {**latent, "batch_index": [0, 1]}
+        names = asked["reference_sampler"], asked["reference_scheduler"]
+        run = nodes.common_ksampler(
+            teacher, asked["seed"], asked["reference_steps"], asked["reference_cfg"], *names, *words,
+            numbered, asked["denoise"],
+        )  # fmt: skip
+        reference = nodes.VAEDecode().decode(vae, run[0])[0]
+    return {"sheet": sheet, "images": images, "csv": table, "cells": cells, "reference": reference}
