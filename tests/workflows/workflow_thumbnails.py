@@ -30,6 +30,33 @@ AVATARS = (
     "happy person, dark skin, long auburn hair, red top, sand background",
     "sad person, short green hair, pale skin, blue top, rose background",
 )
+NAMES = {
+    "CheckpointLoaderSimple": "checkpoint",
+    "TCD_LoraLoader": "TCD LoRA",
+    "TCD_KSampler": "TCD Sampler",
+    "TCD_Sampler": "TCD Sampler",
+    "TCD_Scheduler": "TCD Scheduler",
+    "TCD_Settings": "TCD Settings",
+    "CLIPTextEncode": "prompt",
+    "EmptyLatentImage": "latent",
+    "VAEDecode": "decode",
+    "VAEEncode": "encode",
+    "SaveImage": "image",
+    "PreviewImage": "preview",
+    "LoadImage": "load image",
+    "ImageScale": "scale",
+    "LatentUpscaleBy": "enlarge",
+    "LoraLoader": "style LoRA",
+    "ControlNetLoader": "ControlNet",
+    "ControlNetApplyAdvanced": "apply",
+    "UNETLoader": "inpainting",
+    "InpaintModelConditioning": "condition",
+    "IPAdapterModelLoader": "IP-Adapter",
+    "IPAdapterAdvanced": "apply",
+    "CLIPVisionLoader": "CLIP vision",
+    "SplitSigmas": "split",
+    "SamplerCustom": "sample",
+}
 SAMPLING = ("TCD_KSampler", "KSampler", "TCD_Sampler", "TCD_Scheduler", "SamplerCustom")
 
 
@@ -80,6 +107,11 @@ def diagram(graph: Graph) -> Image.Image:
         pen.rounded_rectangle((*at(x, y - TITLE), *at(x + w, y + h)), 6, CARD)
         header = "#7b3f9e" if node.type in SAMPLING or node.type.startswith("TCD_") else HEADER
         pen.rounded_rectangle((*at(x, y - TITLE), *at(x + w, y + 6)), 6, header)
+        name = NAMES.get(node.type, node.type)
+        label = ImageFont.load_default(19)
+        while label.getlength(name) > w * scale - 12:
+            name = name[:-1]
+        pen.text((at(x, 0)[0] + 8, at(0, y + 10)[1]), name, MUTED, label)
     for _, source, out, target, into, type_ in graph.links:
         curve = _curve(graph.nodes[source - 1], out, graph.nodes[target - 1], into)
         pen.line([at(*point) for point in curve], WIRES.get(type_, MUTED), 4)
