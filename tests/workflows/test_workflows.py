@@ -66,15 +66,17 @@ def test_the_form_is_the_frontends(path: Path):
 
 @every_file
 def test_every_node_says_where_it_comes_from(path: Path):
+    packs = {
+        "TCD_": ("trajectory-consistency", make_workflows.version()),
+        "IPAdapter": ("comfyui_ipadapter_plus", "2.0.0"),
+    }
     for node in read(path)["nodes"]:
-        properties = node["properties"]
-        ours = node["type"].startswith("TCD_")
-        expected = ("trajectory-consistency", make_workflows.version())
-        if node["type"].startswith("IPAdapter"):
-            expected = ("comfyui_ipadapter_plus", "2.0.0")
-        found = properties["cnr_id"], properties["ver"]
-        assert found == expected if ours or "ipadapter" in expected[0] else found[0] == "comfy-core"
-        assert re.fullmatch(r"\d+\.\d+\.\d+", found[1]) and properties["Node name for S&R"] == node["type"]
+        properties, name = node["properties"], node["type"]
+        core = "comfy-core", properties["ver"]
+        expected = next((pack for start, pack in packs.items() if name.startswith(start)), core)
+        assert (properties["cnr_id"], properties["ver"]) == expected
+        assert re.fullmatch(r"\d+\.\d+\.\d+", properties["ver"])
+        assert properties["Node name for S&R"] == name
 
 
 @every_file
@@ -128,20 +130,21 @@ def test_the_picture_is_a_small_jpeg(path: Path):
 
 def settings(workflow: Json) -> set[tuple[int, float, float]]:
     """(steps, cfg, gamma) of every sampler."""
-    prompt = to_api(workflow, INFO)
+    prompt = to_api(workflow, INFO).values()
 
-    def given(kind: str, name: str) -> list[Any]:
-        return [node["inputs"][name] for node in prompt.values() if node["class_type"] == kind]
+    def column(kind: str, name: str) -> list[Any]:
+        return [node["inputs"][name] for node in prompt if node["class_type"] == kind]
 
-    def triples(kind: str, steps: str, cfg: str, gamma: str) -> set[tuple[int, float, float]]:
-        columns = given(steps, "steps"), given(cfg, "cfg"), given(gamma, "gamma")
-        longest = max(map(len, columns), default=0) if given(kind, "model") else 0
-        rows = [column * longest if len(column) == 1 else column for column in columns]
-        return set(zip(*rows, strict=False)) if longest else set()
+    def rows(kind: str) -> list[list[Any]]:
+        return [column(kind, name) for name in ("steps", "cfg")]
 
-    found = triples("TCD_KSampler", "TCD_KSampler", "TCD_KSampler", "TCD_KSampler")
-    found |= triples("SamplerCustom", "TCD_Scheduler", "SamplerCustom", "TCD_Sampler")
-    return found | triples("KSampler", "KSampler", "KSampler", "TCD_Settings")
+    found = set(zip(*rows("TCD_KSampler"), column("TCD_KSampler", "gamma"), strict=True))
+    if cfgs := column("SamplerCustom", "cfg"):
+        (steps,), (gamma,) = column("TCD_Scheduler", "steps"), column("TCD_Sampler", "gamma")
+        found |= {(steps, cfg, gamma) for cfg in cfgs}
+    if column("KSampler", "cfg"):
+        found |= set(zip(*rows("KSampler"), column("TCD_Settings", "gamma"), strict=True))
+    return found
 
 
 def loras(workflow: Json) -> set[str]:
