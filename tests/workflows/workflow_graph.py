@@ -18,7 +18,7 @@ TITLE, SLOT, WIDGET, GAP, MARGIN, HEAD = 30, 20, 24, 60, 20, 70
 WIDTH = {"CLIPTextEncode": 400, "SaveImage": 420, "PreviewImage": 320, "LoadImage": 320, "MarkdownNote": 400}
 PICTURE = {"SaveImage": 400, "PreviewImage": 260, "LoadImage": 260}
 """Pixels for the picture that these nodes show."""
-COLORS = {"model": "#3f789e", "input": "#8a5", "prompt": "#b58b2a", "sample": "#a1309b", "image": "#444"}
+COLORS = {"model": "#3f789e", "input": "#8a5", "prompt": "#b58b2a", "sample": "#a1309b", "image": "#6b7a8f"}
 
 
 class Model(NamedTuple):
@@ -198,8 +198,8 @@ def _width(node: Node) -> int:
 
 def _height(node: Node, width: int) -> int:
     if node.type == "MarkdownNote":
-        lines = sum(max(1, math.ceil(len(line) * 7.2 / width)) for line in node.values[0].split("\n"))
-        return 50 + 21 * lines
+        lines = sum(max(1, math.ceil(len(line) * 6.2 / width)) for line in node.values[0].split("\n"))
+        return max(90, 46 + 17 * lines)
     if node.type == "CLIPTextEncode":
         return 130
     sockets = max(sum("widget" not in socket for socket in node.inputs), len(node.outputs))
