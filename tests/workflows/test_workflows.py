@@ -179,6 +179,12 @@ def test_the_documents_say_what_the_workflows_do():
         for triple in settings(read(path))
     }
     assert documented == done
+    assert all(f"](../workflows/{path.name})" in SETTINGS for path in FILES)
+    prose = SETTINGS.replace("\n", " ")
+    for path in FILES:
+        for node in to_api(read(path), INFO).values():
+            if node["class_type"] == "TCD_CompareGrid":
+                assert "steps {steps} and gamma {gammas} at cfg {cfg:g}".format(**node["inputs"]) in prose
 
 
 def test_the_documents_say_what_the_loader_says():

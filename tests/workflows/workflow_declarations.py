@@ -374,6 +374,48 @@ def tcd_sdxl_plain_ksampler(g: Graph) -> None:
         save(g, sampled["LATENT"], it.vae)
 
 
+def tcd_gamma_by_steps_grid(g: Graph) -> None:
+    """Choose gamma and steps by looking: a grid of both beside the teacher"""
+    it = Loaded(g)
+    words = prompts(
+        g,
+        it.clip,
+        "a heron among reeds at sunrise, mist, fine feathers, photograph",
+        "A prompt like those that you will use: what is best differs with model and subject. Only the "
+        "teacher sees the negative prompt.",
+        "blurry, low quality",
+    )
+    with g.group("3 Compare", "sample"):
+        latent = empty(g)
+        compared = g.node(
+            "TCD_CompareGrid",
+            model=it.model,
+            positive=words[0],
+            negative=words[1],
+            latent_image=latent,
+            vae=it.vae,
+            seed=0,
+            steps="2, 4, 8",
+            gammas="0, 0.3, 0.6",
+            cfg=1.0,
+            lora_name="none",
+            reference_sampler="dpmpp_2m",
+            reference_scheduler="karras",
+            reference_steps=30,
+            reference_cfg=5.0,
+            reference_model=it.checkpoint["MODEL"],
+        )
+        g.note(
+            "One seed and noise for all cells.\n\n**steps 2, 4, 8**: the columns. **gamma 0, 0.3, 0.6**: "
+            "the rows; more steps take more gamma.\n\n**cfg 1**: for the cells; the teacher has 5.\n\n"
+            "**reference**: the checkpoint without the LoRA, 30 steps of dpmpp_2m, for the first column. "
+            "Distances are those to it. Choose none to save its time.\n\n"
+            "The sheet and a table of the figures are written to the output folder."
+        )
+    with g.group("4 Pictures", "image"):
+        g.node("PreviewImage", "All pictures, in full size", images=compared["images"])
+
+
 WORKFLOWS = (
     tcd_embedded_no_download,
     tcd_sdxl_text_to_image,
@@ -388,4 +430,5 @@ WORKFLOWS = (
     tcd_sdxl_hires_split_sigmas,
     tcd_hyper_sd_unified_lora,
     tcd_sdxl_plain_ksampler,
+    tcd_gamma_by_steps_grid,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -15,8 +16,15 @@ CORE, CORE_VERSION = "comfy-core", "0.3.64"
 OURS = "trajectory-consistency"
 OTHERS = {"IPAdapter": ("comfyui_ipadapter_plus", "2.0.0")}
 TITLE, SLOT, WIDGET, GAP, MARGIN, HEAD = 30, 20, 24, 60, 20, 70
-WIDTH = {"CLIPTextEncode": 400, "SaveImage": 420, "PreviewImage": 320, "LoadImage": 320, "MarkdownNote": 400}
-PICTURE = {"SaveImage": 400, "PreviewImage": 260, "LoadImage": 260}
+WIDTH = {
+    "CLIPTextEncode": 400,
+    "SaveImage": 420,
+    "PreviewImage": 320,
+    "LoadImage": 320,
+    "MarkdownNote": 400,
+    "TCD_CompareGrid": 460,
+}
+PICTURE = {"TCD_CompareGrid": 360, "SaveImage": 400, "PreviewImage": 260, "LoadImage": 260}
 """Pixels for the picture that these nodes show."""
 COLORS = {"model": "#3f789e", "input": "#8a5", "prompt": "#b58b2a", "sample": "#a1309b", "image": "#6b7a8f"}
 
@@ -198,7 +206,8 @@ def _width(node: Node) -> int:
 
 def _height(node: Node, width: int) -> int:
     if node.type == "MarkdownNote":
-        lines = sum(max(1, math.ceil(len(line) * 6.2 / width)) for line in node.values[0].split("\n"))
+        shown = re.sub(r"\]\([^)]*\)", "", node.values[0])  # without the addresses of links
+        lines = sum(max(1, math.ceil(len(line) * 6.2 / width)) for line in shown.split("\n"))
         return max(90, 46 + 17 * lines)
     if node.type == "CLIPTextEncode":
         return 130

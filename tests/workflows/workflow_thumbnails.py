@@ -56,6 +56,7 @@ NAMES = {
     "CLIPVisionLoader": "CLIP vision",
     "SplitSigmas": "split",
     "SamplerCustom": "sample",
+    "TCD_CompareGrid": "TCD Compare",
 }
 SAMPLING = ("TCD_KSampler", "KSampler", "TCD_Sampler", "TCD_Scheduler", "SamplerCustom")
 
