@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
-from . import compare, embedded, lora, sampler
+from . import compare, distill, embedded, lora, sampler
+from .progress import add_route
 from .tcd_sss import register
 
-NODES: list[type[io.ComfyNode]] = [*sampler.NODES, *lora.NODES, *embedded.NODES, *compare.NODES]
+NODES: list[type[io.ComfyNode]] = [
+    *sampler.NODES,
+    *lora.NODES,
+    *embedded.NODES,
+    *compare.NODES,
+    *distill.NODES,
+]
 
 
 class TCDExtension(ComfyExtension):
@@ -16,3 +23,4 @@ class TCDExtension(ComfyExtension):
 
 
 register()
+add_route()

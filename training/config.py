@@ -117,17 +117,30 @@ class DistillConfig:
             )
 
     @classmethod
-    def resolve(cls, preset: str = "sdxl", file: Path | None = None, **overrides: Any) -> DistillConfig:
-        """A preset's row, over it a TOML file, over it single values. Unknown names are refused."""
+    def resolve(
+        cls, preset: str = "sdxl", file: Path | None = None, text: str = "", **overrides: Any
+    ) -> DistillConfig:
+        """A preset's row, over it a TOML file or text, over it single values. Unknown names are refused."""
         if preset not in PRESETS:
             raise ValueError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
         values: dict[str, Any] = dict(PRESETS[preset])
-        if file is not None:
+        written: set[str] = set()
+        for source, toml in (
+            (file, "" if file is None else Path(file).read_text("utf-8")),
+            ("settings", text),
+        ):
             try:
-                values |= tomllib.loads(Path(file).read_text("utf-8"))
+                given = tomllib.loads(toml)
             except tomllib.TOMLDecodeError as error:
-                raise ValueError(f"{file}: not valid TOML: {error}") from error
-        values |= {k: v for k, v in overrides.items() if v is not None}
+                raise ValueError(f"{source}: not valid TOML: {error}") from error
+            values |= given
+            written |= given.keys()
+        overrides = {k: v for k, v in overrides.items() if v is not None}
+        values |= overrides
+        if "warmup" not in written | overrides.keys():  # of a preset, which knows nothing of fewer steps
+            usual = {f.name: f.default for f in fields(cls)} | values
+            if isinstance(usual["steps"], int):
+                values["warmup"] = min(usual["warmup"], usual["steps"] // 4)
         return cls.from_mapping(values)
 
     @classmethod

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..samplers import Level, Point, Predict, Schedule, first_order, tcf2
+from ..samplers import FlowSchedule, Level, Point, Predict, Schedule, first_order, tcf2
 from .backbone import Backbone, Cond, Prediction, cond_and_uncond
 from .config import DistillConfig
 
@@ -45,6 +45,15 @@ class TimeGrid:
                 "25, 40 or 50"
             )
         return cls(schedule, [0, *range(skip - 1, num_timesteps, skip)], s_range, s_steps)
+
+    @classmethod
+    def of(cls, schedule: Schedule, skip: int, s_range: str, s_steps: int) -> TimeGrid:
+        """The grid of any schedule: `discrete`, or as many steps of a flow model's own (shifted) sigmas."""
+        if not isinstance(schedule, FlowSchedule):
+            return cls.discrete(schedule, skip, s_range, s_steps)
+        if 1000 % skip:
+            raise ValueError(f"skip {skip} does not divide 1000; choose 10, 20, 25, 40 or 50")
+        return cls(schedule, [0.0, *reversed(schedule.sigmas(1000 // skip))], s_range, s_steps)
 
     def at(self, index: Tensor) -> Point:
         """The times `g_index`. `index [B]`."""

@@ -38,7 +38,7 @@ def train(
     """
     if size(prompts) == 0:
         raise ValueError("the prompt list is empty; give at least one prompt")
-    grid = TimeGrid.discrete(backbone.schedule, config.skip, config.s_range, config.s_steps)
+    grid = TimeGrid.of(backbone.schedule, config.skip, config.s_range, config.s_steps)
     source: Source
     if shards is None:
         source = Trajectories(
@@ -91,7 +91,7 @@ class Estimate(NamedTuple):
 
 def estimate(config: DistillConfig, backbone: Backbone, prompts: Cond) -> Estimate:
     """Measure a batch of the loss and multiply. The teacher's share is counted as two forwards."""
-    grid = TimeGrid.discrete(backbone.schedule, config.skip, config.s_range, config.s_steps)
+    grid = TimeGrid.of(backbone.schedule, config.skip, config.s_range, config.s_steps)
     saved = 0
 
     def count(tensor: Tensor) -> Tensor:

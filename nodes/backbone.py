@@ -1,0 +1,216 @@
+"""A ComfyUI MODEL as what the trainer needs: its network, its schedule, one evaluation of a batch.
+
+The network is called through the host's `apply_model`, never through a guider, which runs every conditioning
+of a batch on the whole batch. Losses are in the state of the paper: VP for EPS and V models, flow for CONST.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.conds
+import comfy.model_management
+import comfy.model_sampling
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from torch import Tensor, nn
+
+from ..samplers import DiscreteSchedule, FlowSchedule, Level, Point, Predict, Schedule, to_x0_eps
+from ..training.backbone import Cond, concat
+from .host import _table, trajectory
+
+ROLE = "uncond"
+"""In a batch of prompts: 1 where the row is the unconditional one, which attention patches want to know."""
+LOWEST = 1e-4
+"""Of a flow model's sigma: at 0 a network says nothing of the noise."""
+PER_PROMPT = ("control", "gligen", "area", "mask", "hooks", "start_percent", "end_percent")
+"""What a CONDITIONING may hold that is not the prompt's own: it would be lost, so it is refused."""
+
+
+def schedule_of(model_sampling: Any) -> Schedule:
+    """The path on which the loss is taken. ValueError for a model that the method cannot serve."""
+    ms = model_sampling
+    trajectory(ms)  # refuses
+    if isinstance(ms, comfy.model_sampling.CONST):
+        half = float(ms.sigma(torch.tensor(0.5 * getattr(ms, "multiplier", 1.0))))
+        return FlowSchedule(half / (1 - half))
+    table = _table(ms)
+    if len(table) != 1000:
+        raise ValueError(
+            f"this model's schedule has {len(table)} noise levels; distillation needs the 1000 timesteps of "
+            "SD 1.5, SD 2.x and SDXL, or a flow model"
+        )
+    return DiscreteSchedule.from_sigmas(table)
+
+
+class HostBackbone:
+    """`training.backbone.Backbone` of a loaded MODEL. `latent_shape [C, H, W]` as the host has latents."""
+
+    def __init__(self, patcher: Any, latent_shape: Sequence[int], decode: Callable[[Tensor], Tensor]) -> None:
+        self.patcher, self.model = patcher, patcher.model
+        self.latent_shape = tuple(latent_shape)
+        self.schedule = schedule_of(patcher.get_model_object("model_sampling"))
+        self.flow = isinstance(self.schedule, FlowSchedule)
+        self._decode = decode
+        self.constants: dict[str, Any] = {}
+
+    @property
+    def network(self) -> nn.Module:
+        return self.model.diffusion_model
+
+    @property
+    def device(self) -> torch.device:
+        return self.patcher.load_device
+
+    def predictor(self, cond: Cond) -> Predict:
+        """One evaluation of every row; raises the host's interrupt, so that a cancel is never a step late."""
+        given = {name: value for name, value in cond.items() if name != ROLE}
+        options = self._options(cond[ROLE])
+
+        def predict(x: Tensor, now: Point, target: Point) -> tuple[Tensor, Tensor]:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            at = self._seen(now)
+            alpha, sigma = at.level.broadcast(x)
+            # EPS and V models live in x0 + sigma eps: divided by alpha; flow models in our own state.
+            state, level = (x, sigma) if self.flow else (x / alpha, sigma / alpha)
+            sigmas = level.flatten().expand(len(x)).float()
+            options["sigmas"] = sigmas
+            x0 = self.model.apply_model(
+                state.float(), sigmas, transformer_options=options, **given, **self.constants
+            )
+            return to_x0_eps("sample", x0, x, at.level)
+
+        return predict
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """uint8 pictures `[B, H, W, 3]` of latents in the model's own scale."""
+        return self._decode(self.model.process_latent_out(latents.float()))
+
+    def encode(self, conditioning: Sequence[Any], uncond: bool = False) -> dict[str, Tensor]:
+        """A batch of prompts from a CONDITIONING (one entry each), encoded as the host does for this model.
+
+        ValueError names what an entry holds that a distillation cannot keep, and entries of unlike shapes.
+        """
+        noise = torch.zeros(1, *self.latent_shape, device=self.device)
+        role = "negative" if uncond else "positive"
+        rows: list[dict[str, Tensor]] = []
+        for i, entry in enumerate(conditioning):
+            lost = [name for name in PER_PROMPT if entry[1].get(name) is not None]
+            if lost:
+                raise ValueError(
+                    f"{role} prompt {i + 1} carries {', '.join(lost)}: a distillation takes plain prompts; "
+                    "connect the text encoder's CONDITIONING directly"
+                )
+            conds = comfy.sampler_helpers.convert_cond([entry])
+            conds = comfy.samplers.encode_model_conds(
+                self.model.extra_conds, conds, noise, self.device, role, latent_image=noise, seed=0
+            )
+            rows.append(self._tensors(conds[0]["model_conds"], i))
+        for row in rows:
+            row[ROLE] = torch.full((1,), float(uncond), device=self.device)
+        return stack(rows)
+
+    def _tensors(self, conds: Mapping[str, Any], index: int) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name, cond in conds.items():
+            value = cond.process_cond(batch_size=1, area=None).cond
+            if isinstance(value, Tensor):
+                # Conditionings are made in inference mode: a copy can take part in autograd.
+                found[name] = value.clone().to(self.device)
+            elif isinstance(cond, comfy.conds.CONDConstant):
+                if index and self.constants.get(name) != value:
+                    raise ValueError(f"{name} differs from prompt to prompt; it has to be the same for all")
+                self.constants[name] = value
+            else:
+                raise ValueError(
+                    f"{name} of this model's conditioning is a {type(value).__name__}, which a distillation "
+                    "cannot cut into batches; use a conditioning without it"
+                )
+        return found
+
+    def _seen(self, now: Point) -> Point:
+        if not self.flow:
+            return now
+        sigma = now.level.sigma.clamp(min=LOWEST)
+        return Point(sigma, Level(1 - sigma, sigma))
+
+    def _options(self, role: Tensor) -> dict[str, Any]:
+        """What attention patches (IP-Adapter and others on the MODEL) are told when the host samples."""
+        options = dict(self.patcher.model_options.get("transformer_options", {}))
+        kinds = [int(k) for k in torch.unique_consecutive(role)]
+        return {**options, "cond_or_uncond": kinds, "uuids": [None] * len(kinds)}
+
+
+def stack(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Prompts one after the other; shorter texts are repeated up to the longest, which changes nothing."""
+    texts = [row["c_crossattn"].shape[1] for row in rows if "c_crossattn" in row]
+    longest = max(texts, default=0)
+    if any(longest % n for n in texts):
+        raise ValueError(
+            f"the prompts' texts are {sorted(set(texts))} tokens long, which cannot be made alike; shorten "
+            "the longest prompts"
+        )
+    evened = [
+        {k: v.repeat(1, longest // v.shape[1], 1) if k == "c_crossattn" else v for k, v in row.items()}
+        for row in rows
+    ]
+    return concat(evened)
+
+
+def alike(cond: Cond, uncond: Cond) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Both with texts of one length, so that they fit into one batch."""
+    both = stack(
+        [{k: v[i : i + 1] for k, v in c.items()} for c in (cond, uncond) for i in range(len(c[ROLE]))]
+    )
+    count = len(cond[ROLE])
+    return {k: v[:count] for k, v in both.items()}, {k: v[count:] for k, v in both.items()}
+
+
+@contextmanager
+def trainable(module: nn.Module) -> Generator[None, None, None]:
+    """Weights that the host made in inference mode as ordinary tensors on the same memory, for a while."""
+    swapped: list[tuple[dict[str, Any], str, Tensor]] = []
+    try:
+        for part in module.modules():
+            for store in (part._parameters, part._buffers):
+                for name, tensor in store.items():
+                    if tensor is not None and tensor.is_inference():
+                        swapped.append((store, name, tensor))
+        for store, name, tensor in swapped:
+            alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
+                tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
+            )
+            made = nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
+            store[name] = made
+        yield
+    finally:
+        for store, name, tensor in swapped:
+            store[name] = tensor
+
+
+@contextmanager
+def ready(patcher: Any) -> Generator[None, None, None]:
+    """The MODEL in memory, whole, with its patches in; nothing of the training stays on it.
+
+    ValueError where the host keeps a part of the weights elsewhere.
+    """
+    management = comfy.model_management
+    with torch.inference_mode():
+        management.load_models_gpu([patcher], force_full_load=True)
+    parts = getattr(patcher, "lowvram_patch_counter", lambda: 0)()
+    if parts or getattr(patcher.model, "model_lowvram", False):
+        raise ValueError(
+            "the model does not fit into this card's memory as a whole (ComfyUI keeps a part of it outside), "
+            "so it cannot be trained; free memory, start ComfyUI with --highvram, or load the model in fp8"
+        )
+    network = patcher.model.diffusion_model
+    was = network.training
+    with torch.inference_mode(False), torch.enable_grad(), trainable(network):
+        network.eval()
+        try:
+            yield
+        finally:
+            network.train(was)
