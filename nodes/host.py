@@ -62,12 +62,14 @@ def trajectory(model_sampling: Any) -> Trajectory:
             f"TCD cannot sample a model of the type {[c.__name__ for c in type(ms).__mro__[1:-1]]}: it does "
             "not denoise along x0 + sigma eps or (1 - sigma) x0 + sigma eps; use euler for this model"
         )
-    return _discrete(tuple(_table(ms).tolist()), isinstance(ms, known.ModelSamplingDiscrete))
+    table = ms.sigmas.float().cpu().numpy().tobytes()
+    return _discrete(table, isinstance(ms, known.ModelSamplingDiscrete))
 
 
 @lru_cache(maxsize=8)  # the same model runs again and again
-def _discrete(table: tuple[float, ...], timesteps: bool) -> Trajectory:
-    vp = DiscreteSchedule.from_sigmas(torch.tensor(table, dtype=torch.float64, device="cpu"))
+def _discrete(table: bytes, timesteps: bool) -> Trajectory:
+    sigmas = torch.frombuffer(bytearray(table), dtype=torch.float32).unique_consecutive()
+    vp = DiscreteSchedule.from_sigmas(sigmas)
     # Continuous models (EDM) have no timestep 0 to stop at.
     return Trajectory(vp.scaled(), vp.last if timesteps else vp.clean)
 
@@ -115,9 +117,8 @@ def points(path: Trajectory, sigmas: Sequence[float]) -> list[Point]:
     levels = torch.tensor(sigmas, dtype=torch.float64, device="cpu")
     t = path.schedule.at_lam(-levels.log()).t
     t = torch.where((t - t.round()).abs() < NEAR, t.round(), t)
-    one = torch.ones((), dtype=torch.float64, device="cpu")
-    scaled = [Point(time, Level(one, level)) for time, level in zip(t, levels, strict=True)]
-    return [path.schedule.clean if point.level.sigma == 0 else point for point in scaled]
+    scaled = Point(t, Level(torch.ones_like(levels), levels)).each()
+    return [path.schedule.clean if sigma == 0 else p for sigma, p in zip(sigmas, scaled, strict=True)]
 
 
 @lru_cache(maxsize=32)
@@ -130,7 +131,7 @@ def plan(
     diffusers, or at 0, "clean". Above 0 it adds noise like the others: another sampler goes on from there.
     """
     visited = points(path, sigmas)
-    ends = bool(visited[-1].level.sigma == 0)
+    ends = sigmas[-1] == 0
     noisy = len(visited) - 1 - ends
     share = [i / max(noisy - 1, 1) for i in range(noisy)]
     gammas = [gamma + (gamma_end - gamma) * s for s in share] + [0.0] * ends

@@ -139,13 +139,11 @@ def step_noise(
     drawn: Counter[float] = Counter()
     generator = torch.Generator(place)
 
-    def item(number: int, sigma: float) -> Tensor:
-        generator.manual_seed(_mix(seed, number, sigma, drawn[sigma]))
-        return torch.randn(x.shape[1:], generator=generator, device=place)
-
     def noise(sigma_next: float) -> Tensor:
-        items = [item(number, sigma_next) for number in numbers]
-        z = torch.stack(items) if len(items) > 1 else items[0][None]
+        z = torch.empty(x.shape, device=place)
+        for item, number in zip(z.unbind(), numbers, strict=True):
+            generator.manual_seed(_mix(seed, number, sigma_next, drawn[sigma_next]))
+            item.normal_(generator=generator)
         drawn[sigma_next] += 1
         return z.to(x)
 

@@ -16,6 +16,10 @@ PREDICTIONS = ("epsilon", "v", "sample", "flow")
 """epsilon: the noise. sample: x0. v: `(alpha eps - sigma x0) / sqrt(alpha^2 + sigma^2)`. flow: `eps - x0`."""
 
 
+Scale = float | Tensor
+"""A factor of a state `[B, C, ...]`: one number, or one per sample."""
+
+
 class Level(NamedTuple):
     """Signal and noise scale, float64 on the CPU: [] for a whole batch, or [B], one per sample."""
 
@@ -33,6 +37,12 @@ class Level(NamedTuple):
         alpha, sigma = (rows(scale.to(compute_dtype(x), copy=True), x) for scale in self)
         return Level(alpha, sigma)
 
+    def scales(self, x: Tensor) -> tuple[Scale, Scale]:
+        """(alpha, sigma) for `combine`: numbers for a whole batch, else as by `broadcast`."""
+        if self.alpha.ndim or self.sigma.ndim:
+            return self.broadcast(x)
+        return float(self.alpha), float(self.sigma)
+
 
 class Point(NamedTuple):
     """A time of the model and its level.
@@ -42,6 +52,12 @@ class Point(NamedTuple):
 
     t: Tensor
     level: Level
+
+    def each(self) -> list[Point]:
+        """Of [B] times, one after the other."""
+        alpha, sigma = self.level
+        rows = zip(self.t.unbind(), alpha.unbind(), sigma.unbind(), strict=True)
+        return [Point(t, Level(alpha, sigma)) for t, alpha, sigma in rows]
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -57,6 +73,14 @@ def rows(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(-1, *([1] * (x.ndim - 1))).to(x.device)
 
 
+def combine(a: Scale, x: Tensor, b: Scale, y: Tensor) -> Tensor:
+    """`a x + b y`, in at least float32; in as few passes over the memory as there can be."""
+    dtype = compute_dtype(x, y)
+    x, y = x.to(dtype), y.to(dtype)
+    ax = x if isinstance(a, float) and a == 1.0 else a * x
+    return torch.add(ax, y, alpha=b) if isinstance(b, float) else ax + b * y
+
+
 def to_x0_eps(kind: str, output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
     """(x0, eps) of a network's `output` for the state `x` at `level`; all [B, C, ...].
 
@@ -66,25 +90,28 @@ def to_x0_eps(kind: str, output: Tensor, x: Tensor, level: Level) -> tuple[Tenso
     """
     dtype = compute_dtype(x, output)
     x, output = x.to(dtype), output.to(dtype)
-    alpha, sigma = level.broadcast(x)
+    alpha, sigma = level.scales(x)
     if kind == "epsilon":
-        if bool((level.alpha == 0).any()):
+        if _has_zero(alpha):
             raise ValueError(
                 "an epsilon model says nothing about the picture where alpha = 0 (zero terminal SNR); "
                 "use a v-prediction model, another schedule, or start at an earlier timestep"
             )
-        return (x - sigma * output) / alpha, output
+        return combine(1.0, x, -sigma, output) / alpha, output
     if kind == "sample":
-        if bool((level.sigma == 0).any()):
+        if _has_zero(sigma):
             raise ValueError(
                 "a sample model says nothing about the noise where sigma = 0; start above sigma = 0"
             )
-        return output, (x - alpha * output) / sigma
+        return output, combine(1.0, x, -alpha, output).div_(sigma)
     if kind == "v":
-        norm = torch.hypot(alpha, sigma)
-        return (alpha / norm * x - sigma * output) / norm, (sigma / norm * x + alpha * output) / norm
+        square = alpha**2 + sigma**2
+        root = square**0.5
+        x0 = combine(alpha / square, x, -sigma / root, output)
+        return x0, combine(sigma / square, x, alpha / root, output)
     if kind == "flow":
-        return (x - sigma * output) / (alpha + sigma), (x + alpha * output) / (alpha + sigma)
+        total = alpha + sigma
+        return combine(1.0, x, -sigma, output) / total, combine(1.0, x, alpha, output) / total
     raise _unknown(kind)
 
 
@@ -95,11 +122,15 @@ def from_x0_eps(kind: str, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
     if kind == "sample":
         return x0
     if kind == "v":
-        alpha, sigma = level.broadcast(x0)
-        return (alpha * eps - sigma * x0) / torch.hypot(alpha, sigma)
+        alpha, sigma = level.scales(x0)
+        return combine(alpha, eps, -sigma, x0) / (alpha**2 + sigma**2) ** 0.5
     if kind == "flow":
         return eps - x0
     raise _unknown(kind)
+
+
+def _has_zero(scale: Scale) -> bool:
+    return bool((scale == 0).any()) if isinstance(scale, Tensor) else scale == 0.0
 
 
 def _unknown(kind: str) -> ValueError:

@@ -7,12 +7,15 @@ gamma = 0 is deterministic: s = t_{n+1}, DDIM.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal
 
+import torch
 from torch import Tensor
 
-from .levels import Level, Point, compute_dtype
+from .levels import Level, Point, combine, compute_dtype
 from .schedules import Schedule
 from .tcf import Denoised, Predict, first_order, multistep, tcf2
 from .timesteps import check_gamma
@@ -20,15 +23,24 @@ from .timesteps import check_gamma
 Order = Literal[1, 2, "multistep"]
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     """Denoise from `now` to `down`, then diffuse to `next` (None: no noise is added after this step)."""
 
     now: Point
     down: Point
     next: Point | None
 
+    @cached_property
+    def up(self) -> Level | None:
+        """The (r, c) of the diffusing sub-step, see `transition`; None where there is nothing to add."""
+        if self.next is None:
+            return None
+        up = transition(self.down.level, self.next.level)
+        return up if bool((up.sigma > 0).any()) else None
 
-ROUNDING = 1e-6  # in half log-SNR: a host's float32 sigmas against the float64 of a schedule
+
+ROUNDING = 2e-6  # of a variance: a host's float32 sigmas against the float64 of a schedule
 
 Callback = Callable[[int, Step, Tensor, Tensor], None]
 """`callback(i, step, x, x0)` in step i: the state at `step.now` and the x0 predicted from it."""
@@ -65,12 +77,13 @@ def through(schedule: Schedule, points: Sequence[Point], gammas: Sequence[float]
     """
     for gamma in gammas:
         check_gamma(gamma)
-    steps: list[Step] = []
-    for (now, next_), gamma in zip(pairwise(points), gammas, strict=True):
-        t_next = float(next_.t)
-        s = schedule.target(t_next, gamma)
-        steps.append(Step(now, schedule.point(s), next_) if s < t_next else Step(now, next_, None))
-    return steps
+    ends = [float(point.t) for point in points[1:]]
+    targets = [schedule.target(t, gamma) for t, gamma in zip(ends, gammas, strict=True)]
+    downs = schedule.point(torch.tensor(targets, dtype=torch.float64, device="cpu")).each()
+    return [
+        Step(now, down, next_) if s < t_next else Step(now, next_, None)
+        for (now, next_), down, s, t_next in zip(pairwise(points), downs, targets, ends, strict=True)
+    ]
 
 
 def sample(
@@ -93,9 +106,8 @@ def sample(
         x_s, x0, _ = denoise(x, step.now, step.down)
         if callback is not None:
             callback(i, step, x, x0)
-        if step.next is not None:
-            up = transition(step.down.level, step.next.level)
-            x_s = _diffuse(x_s, up, noise()) if bool((up.sigma > 0).any()) else x_s
+        if step.up is not None:
+            x_s = _diffuse(x_s, step.up, noise())
         x = x_s.to(dtype)
     return x
 
@@ -105,12 +117,14 @@ def transition(down: Level, next_: Level) -> Level:
 
     r = alpha_next / alpha_s, c = sqrt(sigma_next^2 - r^2 sigma_s^2). ValueError if `down` is the noisier one.
     """
-    if bool((down.lam < next_.lam - ROUNDING).any()):
+    r = next_.alpha / down.alpha
+    variance = next_.sigma**2
+    added = variance - (r * down.sigma) ** 2
+    if (added < -ROUNDING * variance).any():
         raise ValueError(
             "noise can only be added: the level to diffuse to is less noisy than the one reached"
         )
-    r = next_.alpha / down.alpha
-    return Level(r, (next_.sigma**2 - (r * down.sigma) ** 2).clamp(min=0).sqrt())
+    return Level(r, added.clamp(min=0).sqrt())
 
 
 def renoise(x_s: Tensor, down: Level, next_: Level, z: Tensor) -> Tensor:
@@ -119,14 +133,14 @@ def renoise(x_s: Tensor, down: Level, next_: Level, z: Tensor) -> Tensor:
 
 
 def _diffuse(x_s: Tensor, up: Level, z: Tensor) -> Tensor:
-    r, c = up.broadcast(x_s)
-    return r * x_s + c * z.to(device=x_s.device, dtype=compute_dtype(x_s))
+    r, c = up.scales(x_s)
+    return combine(r, x_s, c, z.to(device=x_s.device, dtype=compute_dtype(x_s)))
 
 
 def noise_to(schedule: Schedule, t: Tensor | float, x0: Tensor, noise: Tensor) -> Tensor:
     """The forward process, `alpha_t x0 + sigma_t noise`, in x0's dtype: t [] or [B], x0 [B, C, ...]."""
-    alpha, sigma = schedule.point(t).level.broadcast(x0)
-    return (alpha * x0 + sigma * noise).to(x0.dtype)
+    alpha, sigma = schedule.point(t).level.scales(x0)
+    return combine(alpha, x0, sigma, noise).to(x0.dtype)
 
 
 def _denoiser(

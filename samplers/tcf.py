@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .levels import Level, Point, rows
+from .levels import Level, Point, combine, rows
 from .schedules import Schedule
 
 Predict = Callable[[Tensor, Point, Point], tuple[Tensor, Tensor]]
@@ -32,8 +32,8 @@ def tcf1(x0: Tensor, eps: Tensor, down: Level) -> Tensor:
 
     x0, eps [B, C, ...]; `down` the level of s. Local error O(h^2).
     """
-    alpha, sigma = down.broadcast(x0)
-    return alpha * x0 + sigma * eps
+    alpha, sigma = down.scales(x0)
+    return combine(alpha, x0, sigma, eps)
 
 
 def first_order(predict: Predict, x: Tensor, now: Point, down: Point) -> Denoised:
@@ -56,8 +56,8 @@ def tcf2(predict: Predict, x: Tensor, now: Point, down: Point, schedule: Schedul
     middle = schedule.at_lam(torch.where(exists, (lam_t + lam_s) / 2, 0.0))
     x_u = tcf1(first.x0, first.eps, middle.level)
     _, eps_u = predict(x_u.to(x.dtype), middle, down)
-    alpha_t, sigma_t = Level(torch.where(exists, now.level.alpha, 1.0), now.level.sigma).broadcast(first.x)
-    x_s = tcf1((x - sigma_t * eps_u) / alpha_t, eps_u, down.level)
+    alpha_t, sigma_t = Level(torch.where(exists, now.level.alpha, 1.0), now.level.sigma).scales(first.x)
+    x_s = tcf1(combine(1.0, x, -sigma_t, eps_u) / alpha_t, eps_u, down.level)
     return first._replace(x=torch.where(rows(exists, x), x_s, first.x))
 
 
@@ -79,12 +79,12 @@ def multistep(
     if not bool(weight.any()):
         return first
     x0 = first.x0 + rows(weight.to(first.x0.dtype), x) * (first.x0 - previous[1])
-    alpha_t, sigma_t = now.level.broadcast(first.x)
-    x_s = tcf1(x0, (x - alpha_t * x0) / sigma_t, down.level)
+    alpha_t, sigma_t = now.level.scales(first.x)
+    x_s = tcf1(x0, combine(1.0, x, -alpha_t, x0) / sigma_t, down.level)
     return first._replace(x=torch.where(rows(weight != 0, x), x_s, first.x))
 
 
 def _boundary(x_s: Tensor, x: Tensor, now: Point, down: Point) -> Tensor:
     """f(x, s, s) = x exactly (27): the x0/eps form gives it to rounding only."""
     same = (now.level.alpha == down.level.alpha) & (now.level.sigma == down.level.sigma)
-    return torch.where(rows(same, x), x.to(x_s.dtype), x_s) if bool(same.any()) else x_s
+    return torch.where(rows(same, x), x.to(x_s.dtype), x_s) if same.any() else x_s
