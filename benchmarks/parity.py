@@ -35,8 +35,10 @@ Zero terminal SNR has a wider tolerance because ComfyUI's last alphas_cumprod is
 ## What is not the same, and why
 
 - **KSampler with `tcd_grid` and a denoise below 1**: KSampler asks for `int(steps / denoise)` steps and keeps
-  the last ones, so the first timestep is diffusers' only where that comes out even (4 steps at 0.5, not at
-  0.3). The nodes TCD Sampler and TCD Scheduler are exact for every denoise.
+  the last ones, so the timesteps are diffusers' only where `steps / denoise` and `50 denoise` are whole
+  numbers (4 steps at 0.5, not at 0.3). It cannot be made exact: 4 steps at 0.29 and at 0.3 are the same
+  request to a scheduler, for 13 steps, and diffusers starts them at timesteps 279 and 299. The nodes TCD
+  Sampler and TCD Scheduler are exact for every denoise.
 - **More than 50 steps**: diffusers refuses them with its default settings. `original_steps` 0 takes them from
   all timesteps, as does `tcd_grid`.
 - **A denoise of 1 with a picture**: ComfyUI starts from `noise + alpha picture`, diffusers from
@@ -44,7 +46,7 @@ Zero terminal SNR has a wider tolerance because ComfyUI's last alphas_cumprod is
 - **An `original_steps` that does not divide 1000**: the first timestep is then below 999, where diffusers
   starts text to image from `noise` and ComfyUI from `sigma noise`.
 - **Order 2, multistep and flow models** have no counterpart in diffusers. Their tests compare with the closed
-  forms and with ComfyUI's euler.
+  forms and with ComfyUI's euler. Order 2 calls the network between two timesteps, which ComfyUI rounds.
 """
 STEPS = range(1, 51)
 GAMMAS = [i / 10 for i in range(11)]

@@ -18,7 +18,7 @@ from ..training.backbone import repeat, take
 from ..training.lora import load_lora, merge_lora
 from ..training.objective import teacher_predictor
 from ..training.pairs import generator
-from ..training.splus import PREFIX, attached
+from ..training.splus import PREFIX, attach
 from .avatars import Labels
 from .model import LATENT, EmbeddedModel
 
@@ -53,7 +53,7 @@ def with_lora(model: EmbeddedModel, path: Path) -> EmbeddedModel:
     merge_lora(student.unet, tensors)
     if any(k.startswith(PREFIX) for k in tensors):
         # left on: this copy of the network is the student for the rest of its life
-        student.told = attached(student.unet, tensors=tensors).__enter__().told
+        student.told = attach(student.unet, tensors=tensors)[0].told
     return student
 
 

@@ -28,6 +28,7 @@ from ..samplers import (
     timesteps,
     to_x0_eps,
 )
+from .splus import telling, wants_target
 
 NEAR = 1e-3
 """Of a timestep: a float32 sigma of the model's table is found again up to this."""
@@ -141,11 +142,16 @@ def plan(
     return through(path.schedule, visited, gammas)
 
 
-def predictor(model: Callable[..., Tensor], extra_args: Mapping[str, Any]) -> Predict:
-    """The host's denoiser (guidance, masks, hooks and all) as `samplers`' network; one call is one call."""
+def predictor(model: Callable[..., Tensor], extra_args: Mapping[str, Any], path: Trajectory) -> Predict:
+    """The host's denoiser (guidance, masks, hooks and all) as `samplers`' network; one call is one call.
+
+    A TCF(S+) student is told the target's time, in timesteps as in training.
+    """
+    student, unit = wants_target(extra_args), 1000.0 if path is FLOW else 1.0
 
     def predict(x: Tensor, now: Point, target: Point) -> tuple[Tensor, Tensor]:
-        denoised = model(x, x.new_full([x.shape[0]], float(now.level.sigma)), **extra_args)
+        given = telling(extra_args, unit * float(target.t)) if student else extra_args
+        denoised = model(x, x.new_full([x.shape[0]], float(now.level.sigma)), **given)
         return to_x0_eps("sample", denoised, x, now.level)
 
     return predict

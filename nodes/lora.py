@@ -20,6 +20,7 @@ from ..training.formats import Layer, LoraFile, open_lora
 from ..training.known_loras import advice
 from ..training.lora_report import base, key_format, recommended, remarks, span
 from .api import schema
+from .splus import attach
 
 log = logging.getLogger("comfyui_tcd")
 
@@ -119,11 +120,6 @@ def apply(model: Any, clip: Any, file: LoraFile, strength: float) -> tuple[Any, 
     """(MODEL, CLIP, report lines). ValueError names the file, what it is, and what to do."""
     name, kind = file.path.name, type(model.model.model_config).__name__
     is_for = f"a LoRA for {base(file)}" if file.bases else "a LoRA for a model that is not known"
-    if file.needs_target:
-        raise ValueError(
-            f"{name}: a TCF(S+) student: its tcd_s_embed tensors tell the network the time s, which no "
-            "sampler in ComfyUI does yet. Load a LoRA that was trained with student = tcf1 or tcf2"
-        )
     try:
         key_map = comfy.lora.model_lora_keys_unet(model.model, {})
         unet = match(file.unet, key_map, model.model.state_dict())
@@ -148,6 +144,11 @@ def apply(model: Any, clip: Any, file: LoraFile, strength: float) -> tuple[Any, 
     lost = [k for k in unet.targets if len(patched.patches.get(k, ())) <= len(model.patches.get(k, ()))]
     if lost:
         raise ValueError(f"{name}: ComfyUI did not take {len(lost)} layers that it knows, such as {lost[0]}")
+    if file.needs_target:
+        try:
+            attach(patched, name, file.extra, strength)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
     return patched, patched_clip if te.targets else clip, report(file, unet, te, clip, twice)
 
 

@@ -324,7 +324,9 @@ class TCDSettings(io.ComfyNode):
             display_name="TCD Settings",
             category="TCD",
             description="Settings that KSampler, KSampler (Advanced) and other nodes obey when their sampler "
-            "is tcd_sss. Choose the scheduler tcd_grid with it.",
+            "is tcd_sss. Choose the scheduler tcd_grid with it. A denoise below 1 in KSampler is then near "
+            "diffusers' strength, but equal to it only where steps / denoise and 50 * denoise are whole "
+            "numbers; the nodes TCD Sampler and TCD Scheduler are exact.",
             search_aliases=ALIASES,
             inputs=[io.Model.Input("model"), _gamma(), _gamma_end(), _order(), _end()],
             outputs=[io.Model.Output(display_name="MODEL")],

@@ -105,7 +105,7 @@ def sample_tcd_sss(
                 callback({"x": state, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": x0})
             bar.update()
 
-        network, order_ = predictor(model, extra_args), ORDERS[chosen.order]
+        network, order_ = predictor(model, extra_args, path), ORDERS[chosen.order]
         result = sample(network, x, steps, noise, path.schedule, order_, after)
     mask = extra_args.get("denoise_mask")
     if mask is not None and levels[-1] == 0:

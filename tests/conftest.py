@@ -15,7 +15,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-NO_HOST = "no ComfyUI found; run: pytest --comfyui PATH, or set COMFYUI_PATH (and COMFYUI_PYTHON)"
+NO_HOST = "no ComfyUI found; run: pytest --comfyui=PATH, or set COMFYUI_PATH (and COMFYUI_PYTHON)"
 
 
 def _name_the_pack() -> None:

@@ -45,7 +45,7 @@ def remarks(file: LoraFile) -> list[str]:
     """What a user should know that is no fact in a row."""
     found: list[str] = []
     if file.needs_target:
-        found.append("TCF(S+) student: the sampler must tell the network the time s")
+        found.append("TCF(S+) student: works with TCD Sampler and tcd_sss only, which tell it the time s")
     others = [k for k in file.extra if not k.startswith("tcd_s_embed.")]
     if others:
         found.append(f"{len(others)} tensors belong to no layer, such as {others[0]}")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..samplers import Point, Predict
 
@@ -23,11 +24,25 @@ class TargetEmbedding(nn.Module):
     def __init__(self, width: int, sinusoids: int = 128, scale: float = 1.0) -> None:
         super().__init__()
         self.scale = scale  # timesteps per unit of time: 1 for discrete schedules, 1000 for flow
-        self.frequencies = sinusoids // 2
+        self.frequencies, self.width = sinusoids // 2, width
         self.net = nn.Sequential(nn.Linear(sinusoids, width), nn.SiLU(), nn.Linear(width, width))
         for p in self.net[2].parameters():
             nn.init.zeros_(p)
         self.s: Tensor | None = None
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], scale: float = 1.0) -> TargetEmbedding:
+        """The embedding that a file's `tensors` hold. ValueError if they are not one."""
+        own = {k.removeprefix(PREFIX): v.float() for k, v in tensors.items() if k.startswith(PREFIX)}
+        width, sinusoids = (*own.get("net.0.weight", torch.empty(1, 2)).shape, 2)[:2]
+        with torch.random.fork_rng(devices=[]):  # the host's own random numbers stay as they were
+            made = cls(width, sinusoids, scale)
+        if {k: v.shape for k, v in made.state_dict().items()} != {k: v.shape for k, v in own.items()}:
+            raise ValueError(
+                f"its {PREFIX} tensors are no embedding of s: {sorted(own)}; the file is damaged"
+            )
+        made.load_state_dict(own)
+        return made.requires_grad_(False)
 
     def forward(self, s: Tensor) -> Tensor:
         """`s [B]` in the schedule's time; returns `[B, width]`."""
@@ -55,7 +70,18 @@ class TargetEmbedding(nn.Module):
 def attached(
     network: nn.Module, scale: float = 1.0, tensors: Mapping[str, Tensor] | None = None, seed: int = 0
 ) -> Generator[TargetEmbedding, None, None]:
-    """Hang an embedding of s on `network`'s time embedding, and take it off again.
+    """`attach`, and take it off again."""
+    embedding, hook = attach(network, scale, tensors, seed)
+    try:
+        yield embedding
+    finally:
+        hook.remove()
+
+
+def attach(
+    network: nn.Module, scale: float = 1.0, tensors: Mapping[str, Tensor] | None = None, seed: int = 0
+) -> tuple[TargetEmbedding, RemovableHandle]:
+    """Hang an embedding of s on `network`'s time embedding: the embedding, and what takes it off.
 
     New, its first layer is a function of `seed`; or it is what a file's `tensors` hold.
     Raises ValueError where the network has no time embedding to add to.
@@ -67,20 +93,15 @@ def attached(
             f"{', '.join(_TIME)}"
         )
     linears = [m for m in place.modules() if isinstance(m, nn.Linear)]
-    with torch.random.fork_rng(devices=[]):  # the host's own random numbers stay as they were
-        torch.manual_seed(seed)
-        embedding = TargetEmbedding(linears[-1].out_features, scale=scale)
     if tensors is not None:
-        embedding.load_state_dict(
-            {k.removeprefix(PREFIX): v.float() for k, v in tensors.items() if k.startswith(PREFIX)}
-        )
+        embedding = TargetEmbedding.of(tensors, scale)
+    else:
+        with torch.random.fork_rng(devices=[]):  # the host's own random numbers stay as they were
+            torch.manual_seed(seed)
+            embedding = TargetEmbedding(linears[-1].out_features, scale=scale)
     embedding.to(linears[-1].weight.device)
 
     def add(_module: nn.Module, _args: object, emb: Tensor) -> Tensor:
         return emb if embedding.s is None else emb + embedding(embedding.s).to(emb)
 
-    hook = place.register_forward_hook(add)
-    try:
-        yield embedding
-    finally:
-        hook.remove()
+    return embedding, place.register_forward_hook(add)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from functools import cache
+from importlib import import_module
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 PACK: dict[str, ModuleType] = {}
+OF_TRAINING = ("samplers", "training.splus", "training.lora")
 TYPES = {
     "epsilon": ("EPS", {}),
     "v": ("V_PREDICTION", {}),
@@ -54,8 +56,8 @@ UNET = {
 def load(folder: str) -> None:
     """Remember the modules of the pack that ComfyUI loaded from `folder`."""
     name = folder.replace(".", "_x_")
-    for part in ("nodes.host", "nodes.tcd_sss", "nodes.sampler"):
-        PACK[part] = sys.modules[f"{name}.{part}"]
+    for part in ("nodes.host", "nodes.tcd_sss", "nodes.sampler", *OF_TRAINING):
+        PACK[part] = import_module(f"{name}.{part}")
 
 
 class Frames(UNetModel):
@@ -170,10 +172,14 @@ def custom(
     core: str | None = None,
     settings: dict[str, Any] | None = None,
     feature: str = "",
+    lora: str = "",
+    strength: float = 1.0,
     **options: Any,
 ) -> dict[str, Any]:
     """SamplerCustom's work with the pack's SAMPLER (or the host's `core`), and all that can be seen."""
     spy = Spy(kind, 9 if concat is not None else 4, settings)
+    if lora:
+        spy.model = loaded(spy.model, lora, strength)
     extra = {} if concat is None else {"concat_latent_image": concat[:, 1:], "concat_mask": concat[:, :1]}
     positive = use(spy.model, feature) + text(1, **extra) if feature else text(1, **extra)
     seen: list[Any] = []
@@ -194,6 +200,56 @@ def custom(
     )
     unchanged = all(torch.equal(a, b) for a, b in zip(keep, (noise, latent, sigmas), strict=True))
     return {"latent": result, "calls": spy.calls, "seen": seen, "inputs unchanged": unchanged}
+
+
+def loaded(model: Any, file: str, strength: float = 1.0) -> Any:
+    """The MODEL of the node TCD_LoraLoader, for a file anywhere."""
+    import folder_paths
+
+    folder, _, name = file.rpartition("/")
+    folder_paths.add_model_folder_path("loras", folder)
+    node = nodes.NODE_CLASS_MAPPINGS["TCD_LoraLoader"].PREPARE_CLASS_CLONE(None)
+    return node.execute(model, name, strength).args[0]
+
+
+def linear_layers(kind: str) -> dict[str, Any]:
+    """[channels of the embedding of time, shapes of the linear layers in the blocks by name]."""
+    network = base(kind).model.diffusion_model
+    named = ((n, m) for n, m in network.named_modules() if "transformer_blocks" in n and hasattr(m, "weight"))
+    shapes = {n: list(m.weight.shape) for n, m in named if m.weight.ndim == 2}
+    return {"width": network.time_embed[-1].out_features, "layers": shapes}
+
+
+def by_training(
+    kind: str,
+    file: str,
+    noise: Tensor,
+    noises: list[Tensor],
+    times: list[float],
+    gamma: float,
+    order: Any = 1,
+    strength: float = 1.0,
+) -> Tensor:
+    """The LATENT of a TCF(S+) student as training samples it: weights merged, the embedding attached."""
+    import copy
+
+    samplers, lora, splus = PACK["samplers"], PACK["training.lora"], PACK["training.splus"]
+    ms, student = base(kind).model.model_sampling, copy.deepcopy(base(kind).model.diffusion_model)
+    flow = kind == "flow"
+    schedule = samplers.FlowSchedule() if flow else samplers.DiscreteSchedule.from_sigmas(ms.sigmas.double())
+    tensors, _ = lora.load_lora(Path(file))
+    lora.merge_lora(student, tensors, strength)
+    scaled = {k: v * strength if "net.2" in k else v for k, v in tensors.items()}  # its last layer is linear
+
+    def predict(x: Tensor, now: Any, target: Any) -> tuple[Tensor, Tensor]:
+        context, t = text(1)[0][0].expand(x.shape[0], -1, -1), now.t * (1000.0 if flow else 1.0)
+        out = student(x, t.expand(x.shape[0]).float(), context=context)
+        return samplers.to_x0_eps(kind, out, x, now.level)
+
+    with splus.attached(student, 1000.0 if flow else 1.0, scaled) as embedding:
+        steps, queue = samplers.plan(schedule, times, gamma), list(noises)
+        result = samplers.sample(embedding.told(predict), noise, steps, lambda: queue.pop(0), schedule, order)
+    return result / base(kind).model.latent_format.scale_factor
 
 
 def ksampler(kind: str, latent: dict[str, Any], settings: dict[str, Any] | None = None, **given: Any) -> Any:
@@ -225,6 +281,8 @@ def use(model: Any, feature: str) -> Any:
         mask = torch.zeros(1, 8, 8)
         mask[:, :4] = 1
         return text(3, mask=mask, mask_strength=1.0, set_area_to_bounds=False)
+    if feature == "same prompt":
+        return text(3)
     if feature == "timestep range":
         return text(3, start_percent=0.0, end_percent=0.5)
     if feature == "ControlNet":
@@ -234,12 +292,13 @@ def use(model: Any, feature: str) -> Any:
     if feature == "IP-Adapter":  # an attention patch, as that pack makes it
         model.set_model_attn2_patch(lambda q, k, v, extra: (q, k * 1.5, v * 0.5))
         return []
-    if feature == "hook":
+    if feature in ("hook", "idle hook"):
         import comfy.hooks
 
         weight = "diffusion_model.out.2.weight"
-        shape = model.model.diffusion_model.out[2].weight.shape
-        hooks = comfy.hooks.create_hook_model_as_lora({weight: torch.ones(shape)}, None, 1.0, 1.0)
+        now = model.model.diffusion_model.out[2].weight
+        change = torch.ones(now.shape) if feature == "hook" else now.clone()
+        hooks = comfy.hooks.create_hook_model_as_lora({weight: change}, None, 1.0, 1.0)
         model.register_all_hook_patches(
             hooks, comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model)
         )
@@ -446,20 +505,17 @@ def embedded(
     cfg: float = 1.0,
     lora: str = "tcd",
     file: str = "",
+    order: str = "1",
 ) -> dict[str, Tensor]:
     """TCD_EmbeddedModel sampled and decoded by core's nodes; `file`: a LoRA by TCD_LoraLoader instead."""
-    import folder_paths
-
     known = nodes.NODE_CLASS_MAPPINGS
     model, clip, vae, latent = known["TCD_EmbeddedModel"].execute(lora, len(noise)).args
     if file:
-        folder_paths.add_model_folder_path("loras", file.rpartition("/")[0])
-        loader = known["TCD_LoraLoader"].PREPARE_CLASS_CLONE(None)
-        model = loader.execute(model, file.rpartition("/")[2], 1.0).args[0]
+        model = loaded(model, file)
     positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (prompt, ""))
     sigmas = known["TCD_Scheduler"].execute(model, steps, 1.0, 50).args[0]
     start = latent["samples"]
-    made = sampler(noises, gamma=gamma)
+    made = sampler(noises, gamma=gamma, order=order)
     result = comfy.sample.sample_custom(model, noise, cfg, made, sigmas, positive, negative, start, seed=1)
     images = nodes.VAEDecode().decode(vae, {"samples": result})[0]
     again = nodes.VAEEncode().encode(vae, images)[0]["samples"]

@@ -34,6 +34,13 @@ def scheduler(kind: str, original_steps: int = 50) -> scheduling.TCDScheduler:
     )
 
 
+def timesteps_of_diffusers(kind: str, steps: int, strength: float = 1.0) -> list[int]:
+    made = scheduler(kind)
+    made.set_timesteps(steps, strength=strength)
+    times: Any = made.timesteps
+    return times.tolist()
+
+
 def diffusers_run(
     network: Callable[[Tensor, Tensor], Tensor],
     kind: str,

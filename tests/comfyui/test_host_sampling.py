@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_oracle import SCALE, compare, diffusers_run, randn, relative
+from comfyui_oracle import SCALE, compare, diffusers_run, randn, relative, timesteps_of_diffusers
 from torch import Tensor
 
 pytestmark = pytest.mark.comfyui
@@ -487,6 +487,20 @@ def test_ksamplers_denoise_where_it_divides(inside: Inside, steps: int, denoise:
     start = int(50 * denoise)
     expected = [20 * start - 1 - 20 * math.floor(i * (start / steps)) for i in range(steps)]
     assert [call["t"][0] for call in out["calls"]] == expected
+
+
+def test_ksamplers_denoise_cannot_be_told_apart_where_the_node_is_exact(inside: Inside):
+    """0.29 and 0.3 of 4 steps: one request to a scheduler, but two starts in diffusers."""
+    latent = {"samples": randn(2, *SHAPE)}
+    host, node = [], []
+    for denoise in (0.29, 0.3):
+        by_host = inside("ksampler", kind="epsilon", latent=latent, steps=4, denoise=denoise)
+        by_node = inside("tcd_ksampler", kind="epsilon", latent=latent, steps=4, denoise=denoise)
+        host.append([call["t"][0] for call in by_host["calls"]])
+        node.append([call["t"][0] for call in by_node["calls"]])
+        assert node[-1] == timesteps_of_diffusers("epsilon", 4, denoise)
+    assert host[0] == host[1] and node[0] != node[1]
+    assert abs(host[0][0] - node[0][0]) <= 60 and abs(host[1][0] - node[1][0]) <= 60
 
 
 @pytest.mark.parametrize("steps", [1, 4, 8])

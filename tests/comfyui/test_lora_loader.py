@@ -176,7 +176,7 @@ def test_other_files_are_refused(inside: Inside, loras: Path):
         "pickle.pt": "zip archive",
         "cut.safetensors": "cut",
         "unet.safetensors": "whole checkpoint",
-        "splus.safetensors": "TCF(S+)",
+        "splus.safetensors": "no embedding of s",
         "text.safetensors": "connect CLIP",
     }.items():
         error = inside("load", base="SD 1.5", name=name)["error"]
