@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
-import comfy.patcher_extension
-import comfy.sample
 import comfy.samplers
-import comfy.utils
 import folder_paths
 import torch
 from comfy_api.v0_0_2 import io, ui
-from torch import Tensor
 
 from . import lora
 from .api import advanced, schema
-from .cells import NEAR, Plan, Setting
+from .cells import NEAR, Plan
+from .compare_run import NONE, Clock, Task, fill, sample_cell, sample_reference, save, with_lora
 from .comparison import Comparison
-from .sampler import (
-    Part,
-    _denoise,
-    _end,
-    _noise_device,
-    _original_steps,
-    _settings,
-    _sigmas,
-    initial,
-    progress,
-    sample_latent,
-)
-from .sheet import to_image
+from .sampler import _denoise, _end, _noise_device, _original_steps, _settings, _sigmas
 
-NONE = "none"
-PREVIEW = 1024
-"""The longest side of the sheet as a preview."""
 RULE = (
     f"Recommended is, of the cells whose distance is at most {NEAR:g} times the least, the one with the "
     "fewest model evaluations; of equal ones the nearest. Cells with less than two thirds of the reference's "
@@ -48,83 +29,6 @@ MEASURES = (
     "percent of neighbouring pixels that differ by more than 16 of 255 levels. distance (d): root mean "
     "square difference to the reference in levels of 255. seconds: of sampling, without loading and decoding."
 )
-
-
-def decode(vae: Any, latent: Any) -> Tensor:
-    """IMAGEs of a LATENT, as the host's VAE Decode; frames become a batch."""
-    samples = latent["samples"]
-    images = vae.decode(samples.unbind()[0] if samples.is_nested else samples)
-    return images.reshape(-1, *images.shape[-3:]).float().cpu()
-
-
-class Clock:
-    """Times the sampling of the models that it is put on: without loading and patching the weights."""
-
-    seconds = 0.0
-
-    def on(self, model: Any) -> Any:
-        model = model.clone()
-        model.add_wrapper(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, self._measure)
-        return model
-
-    def _measure(self, executor: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        began = perf_counter()
-        out = executor(*args, **kwargs)
-        out.flatten()[:1].cpu()  # waits for the device
-        self.seconds = perf_counter() - began
-        return out
-
-
-def sample_reference(
-    model: Any, positive: Any, negative: Any, latent: Any, about: dict[str, Any], part: Part
-) -> Any:
-    """LATENT of the host's KSampler with the same initial noise as every cell."""
-    samples, noise, _ = initial(model, latent, about["seed"])
-    sampled = comfy.sample.sample(
-        model,
-        noise,
-        about["steps"],
-        about["cfg"],
-        about["sampler"],
-        about["scheduler"],
-        positive,
-        negative,
-        samples,
-        denoise=about["denoise"],
-        noise_mask=latent.get("noise_mask"),
-        callback=progress(model, about["steps"], part),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=about["seed"],
-    )
-    return {**latent, "samples": sampled}
-
-
-class Task(NamedTuple):
-    """The sampling of one cell."""
-
-    cell: Setting | None  # None: the reference
-    steps: int
-    sample: Callable[[Part], Any]  # -> LATENT
-
-
-def fill(found: Comparison, tasks: Iterable[Task], clock: Clock, vae: Any, total: int) -> None:
-    """Run the tasks; after each, the sheet so far is the node's preview."""
-    bar, done = comfy.utils.ProgressBar(total), 0
-    for task in tasks:
-        latent = task.sample(Part(done, total))
-        found.add(task.cell, decode(vae, latent), clock.seconds)
-        done += task.steps
-        bar.update_absolute(done, total, ("JPEG", found.sheet(), PREVIEW))
-
-
-def save(found: Comparison, prefix: str, node: Any) -> tuple[Tensor, ui.SavedImages]:
-    """The sheet as IMAGE and as shown; it and the table are files of the output folder."""
-    image = to_image(found.sheet())
-    shown = ui.ImageSaveHelper.get_save_images_ui(image, prefix, node)
-    (result,) = shown.results
-    file = Path(folder_paths.get_output_directory(), result.subfolder, result.filename)
-    file.with_suffix(".csv").write_text(found.csv(), encoding="utf-8", newline="\n")
-    return image, shown
 
 
 class TCDCompareGrid(io.ComfyNode):
@@ -331,13 +235,13 @@ class TCDCompareGrid(io.ComfyNode):
                 teacher = clock.on(model if reference_model is None else reference_model)
                 yield Task(None, about["steps"], partial(sample_reference, teacher, *inputs, about))
             for strength in plan.strengths:
-                student, lines = _with_lora(model, lora_name, strength)
+                student, lines = with_lora(model, lora_name, strength)
                 notes.extend(line for line in lines if line not in notes)
                 student = clock.on(student)
                 for cell in (c for c in plan.cells if c.strength == strength):
                     options = _settings(cell.gamma, cell.gamma, cell.order, end)
                     yield Task(cell, cell.steps, partial(
-                        _sample_cell, student, seed, cfg, *inputs, sigmas[cell.steps],
+                        sample_cell, student, seed, cfg, *inputs, sigmas[cell.steps],
                         {**options, "noise_device": noise_device},
                     ))  # fmt: skip
 
@@ -352,19 +256,6 @@ class TCDCompareGrid(io.ComfyNode):
         text = _tell(cls, [*found.words(), *notes], shown)
         pictures = torch.cat([found.pictures[c] for c in (None, *plan.cells) if c in found.pictures])
         return io.NodeOutput(image, pictures, found.csv(), ui={**shown.as_dict(), "text": (text,)})
-
-
-def _with_lora(model: Any, name: str, strength: float) -> tuple[Any, list[str]]:
-    """The model with the LoRA as TCD LoRA Loader applies it, and what that says."""
-    if name == NONE or strength == 0:
-        return model, []
-    file = lora.read(folder_paths.get_full_path_or_raise("loras", name))
-    patched, _, lines = lora.apply(model, None, file, strength)
-    return patched, lines
-
-
-def _sample_cell(*args: Any) -> Any:
-    return sample_latent(*args)[0]
 
 
 def _tell(node: Any, lines: list[str], shown: ui.SavedImages) -> str:

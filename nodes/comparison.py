@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .cells import Figures, Plan, Setting, caption, grey_levels, measure, recommend, record, table
-from .sheet import Entry, draw
+from .sheet import Entry, batch_picture, draw
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,10 +24,12 @@ class Comparison:
     size: int = 384  # of a picture on the sheet, at most
     pictures: dict[Setting | None, Tensor] = field(default_factory=dict)  # IMAGEs; None: the reference
     figures: dict[Setting | None, Figures] = field(default_factory=dict)
+    small: dict[Setting | None, Image.Image] = field(default_factory=dict)
 
     def add(self, cell: Setting | None, images: Tensor, seconds: float) -> None:
         """`images [B, H, W, C]` in 0..1; cell None: the reference."""
         self.pictures[cell] = images
+        self.small[cell] = batch_picture(grey_levels(images), self.size)
         known = None if cell is None else self.pictures.get(None)
         self.figures[cell] = measure(images, seconds, known)
 
@@ -64,7 +66,7 @@ class Comparison:
             return Entry(None)
         marked = cell is not None and cell == self.recommended
         text = caption(self.figures[cell]) + "  recommended" * marked
-        return Entry(grey_levels(self.pictures[cell]), text, marked)
+        return Entry(self.small[cell], text, marked)
 
     def csv(self) -> str:
         """Of the reference, then of the finished cells."""

@@ -20,9 +20,9 @@ FRAME = 5
 
 
 class Entry(NamedTuple):
-    """One place of the sheet; images None: it was not run."""
+    """One place of the sheet; picture None: it was not run."""
 
-    images: Tensor | None  # uint8 [B, H, W, 3]
+    picture: Image.Image | None
     caption: str = ""
     marked: bool = False
 
@@ -49,15 +49,14 @@ def batch_picture(images: Tensor, size: int) -> Image.Image:
 def draw(
     entries: Sequence[Sequence[Entry]], rows: Sequence[str], columns: Sequence[str], title: str, size: int
 ) -> Image.Image:
-    """Rows of entries with their names; each picture at most `size` wide and high.
+    """Rows of entries with their names; `size`: of a place if there is no picture yet.
 
     A name's first line is larger. Places that were not run are grey; the marked one has a frame.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     large, font, small = (ImageFont.load_default(n) for n in (19, 16, 13))
-    pictures = [[None if e.images is None else batch_picture(e.images, size) for e in row] for row in entries]
-    present = [p for row in pictures for p in row if p is not None]
+    present = [e.picture for row in entries for e in row if e.picture is not None]
     height = max((p.height for p in present), default=size)
     widest = max((small.getlength(e.caption) for row in entries for e in row), default=0)
     names = [small.getlength(line) for name in columns for line in name.split("\n")[1:]]
@@ -80,8 +79,8 @@ def draw(
         top = HEADER + 4 + r * down
         for i, line in enumerate(name.split("\n")):
             pen.text((MARGIN, top + 21 * i), line, INK if i == 0 else MUTED, font)
-        for c, (entry, picture) in enumerate(zip(entries[r], pictures[r], strict=True)):
-            x = left + c * across
+        for c, entry in enumerate(entries[r]):
+            x, picture = left + c * across, entry.picture
             if picture is None:
                 pen.rectangle((x, top, x + width - 1, top + height - 1), BLANK)
                 pen.text((x + width / 2, top + height / 2), "not run", MUTED, small, anchor="mm")
