@@ -22,6 +22,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command("training.cli", "distil a TCD LoRA"),
     "inspect": Command("training.inspect_lora", "what a LoRA file is: model, format, rank, settings"),
     "convert": Command("training.convert_lora", "a LoRA file in another key format"),
+    "migrate-workflow": Command("migrate.command", "a graph made with another TCD pack, for this one"),
     "reproduce": Command("embedded.reproduce", "the paper's tables and figure on the small model; hours"),
     "embedded": Command("embedded.commands", "make the small model's weights again"),
 }

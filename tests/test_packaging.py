@@ -98,7 +98,7 @@ def test_the_wheel_holds_nothing_else(wheel: set[str]):
     ours = {name for name in wheel if ".dist-info/" not in name}
     folders = {name.split("/")[1] for name in ours if name.count("/") > 1}
     assert all(name.startswith(f"{PACK}/") for name in ours)
-    assert folders <= {"embedded", "nodes", "samplers", "training", "web", "workflows"}
+    assert folders <= {"embedded", "migrate", "nodes", "samplers", "training", "web", "workflows"}
 
 
 @pytest.mark.parametrize(

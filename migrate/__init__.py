@@ -1,0 +1,1 @@
+"""Graphs made with other packs' TCD nodes, rewritten for ours. Knows no ComfyUI and needs no package."""

@@ -1,0 +1,90 @@
+"""`tcd migrate-workflow`: a graph made with another TCD pack, rewritten for this one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from .api import is_api, migrate_api
+from .remarks import Remark
+from .ui import is_ui, migrate_ui
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="a graph as saved or exported by ComfyUI (JSON)"
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--out", type=Path, metavar="FILE", help="where to write; else NAME-migrated.json beside it"
+    )
+    where.add_argument("--in-place", action="store_true", help="write over the file itself")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0: done, or nothing to do; 1: something is left to do by hand."""
+    text = _read(args.file)
+    data = _parse(args.file, text)
+    target = _target(args)
+    remarks = migrate(data)
+    if all(remark.by_hand for remark in remarks) and data == _parse(args.file, text):
+        print(f"{args.file}: nothing to change")
+    else:
+        _write(target, data, compact="\n" not in text.strip())
+        print(f"{target}: written")
+    for remark in remarks:
+        print(remark, file=sys.stderr if remark.by_hand else sys.stdout)
+    return int(any(remark.by_hand for remark in remarks))
+
+
+def migrate(data: Any) -> list[Remark]:
+    """Rewrites a graph of either format in place and says what became of what."""
+    return migrate_ui(data) if is_ui(data) else migrate_api(data)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"{file} is no text: open it in ComfyUI and save the graph as JSON (Workflow, Export)"
+        ) from None
+
+
+def _parse(file: Path, text: str) -> Any:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from None
+    if not is_ui(data) and not is_api(data):
+        raise ValueError(
+            f"{file} is no graph of ComfyUI: neither nodes and links, as it saves them, nor nodes by id "
+            "with class_type and inputs, as it exports them for the API"
+        )
+    return data
+
+
+def _target(args: argparse.Namespace) -> Path:
+    """Where to write. ValueError rather than over a file that was not named for it."""
+    if args.in_place:
+        return args.file
+    if args.out is not None:
+        if args.out.exists() and args.out.samefile(args.file):
+            raise ValueError(f"--out {args.out} is the file itself; say --in-place to write over it")
+        return args.out
+    target: Path = args.file.with_name(f"{args.file.stem}-migrated.json")
+    if target.exists():
+        raise ValueError(f"{target} exists; name another file with --out")
+    return target
+
+
+def _write(target: Path, data: Any, compact: bool) -> None:
+    """Whole or not at all."""
+    text = json.dumps(data, ensure_ascii=False, indent=None if compact else 2)
+    partial = target.with_name(target.name + ".tmp")
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, target)
