@@ -35,7 +35,7 @@ COMPLAINTS = (
     "unet unexpected",
 )
 OTHER_PACK = "IPAdapter"
-SHOWN = ("SaveImage", "PreviewImage", "TCD_CompareGrid")
+SHOWN = ("SaveImage", "PreviewImage", "TCD_CompareGrid", "TCD_Distill")
 
 
 def free_memory() -> float:
@@ -101,10 +101,14 @@ def small(prompt: Json, side: int = SIDE) -> Json:
     """The same at the size of a stamp, for random weights on a CPU."""
     for node in prompt.values():
         values = node["inputs"]
-        if node["class_type"] == "EmptyLatentImage" or values.get("crop") == "center":
+        sized = node["class_type"] in ("EmptyLatentImage", "TCD_Distill")
+        if sized or values.get("crop") == "center":
             values.update(width=side, height=side)
         if "reference_steps" in values:
             values["reference_steps"] = 3
+        if node["class_type"] == "TCD_Distill":
+            few = "trajectories = 1\nvalidation_prompts = 1"
+            values.update(steps=1, batch=1, prompts="a cat\na dog", settings=few)
     return prompt
 
 

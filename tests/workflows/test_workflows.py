@@ -151,7 +151,8 @@ def loras(workflow: Json) -> set[str]:
     prompt = to_api(workflow, INFO).values()
     files = {n["inputs"]["lora_name"] for n in prompt if n["class_type"] == "TCD_LoraLoader"}
     embedded = {f"embedded {n['inputs']['lora']}" for n in prompt if n["class_type"] == "TCD_EmbeddedModel"}
-    return {name.removesuffix(".safetensors") for name in files | embedded}
+    made = {f"{n['inputs']['run_name']}, made in it" for n in prompt if n["class_type"] == "TCD_Distill"}
+    return {name.removesuffix(".safetensors") for name in files | embedded | made}
 
 
 def table(heading: str) -> list[list[str]]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from workflow_files import Info, Json, inputs, is_widget, kind, options, widgets
+from workflow_files import UPLOAD, Info, Json, inputs, is_widget, kind, options, widgets
 
 CORE, CORE_VERSION = "comfy-core", "0.3.64"
 OURS = "trajectory-consistency"
@@ -24,8 +24,10 @@ WIDTH = {
     "MarkdownNote": 400,
     "TCD_CompareGrid": 460,
 }
-PICTURE = {"TCD_CompareGrid": 360, "SaveImage": 400, "PreviewImage": 260, "LoadImage": 260}
-"""Pixels for the picture that these nodes show."""
+MORE = {"TCD_CompareGrid": 360, "TCD_Distill": 560, "SaveImage": 400, "PreviewImage": 260, "LoadImage": 260}
+"""Pixels for the pictures and texts that these nodes show."""
+RESUMED = ("TCD_Distill",)
+"""Another seed would be another run."""
 COLORS = {"model": "#3f789e", "input": "#8a5", "prompt": "#b58b2a", "sample": "#a1309b", "image": "#6b7a8f"}
 
 
@@ -142,7 +144,8 @@ class Graph:
             value = given.get(name, options(spec).get("default"))
             if value is None or isinstance(value, Output):
                 raise KeyError(f"{type_}: {name} has no default, give a value")
-            found += [value, *(["image" if options(spec).get("image_upload") else "randomize"] * after)]
+            control = "fixed" if type_ in RESUMED else "randomize"
+            found += [value, *([UPLOAD if options(spec).get("image_upload") else control] * after)]
         return found
 
     def _link(self, source: Output, node: Node, slot: int, socket: Json) -> None:
@@ -212,4 +215,4 @@ def _height(node: Node, width: int) -> int:
     if node.type == "CLIPTextEncode":
         return 130
     sockets = max(sum("widget" not in socket for socket in node.inputs), len(node.outputs))
-    return SLOT * sockets + WIDGET * len(node.values) + 16 + PICTURE.get(node.type, 0)
+    return SLOT * sockets + WIDGET * len(node.values) + 16 + MORE.get(node.type, 0)

@@ -47,9 +47,11 @@ def add_lora(g: Graph, model: Output, lora: Model) -> Node:
     return g.node("TCD_LoraLoader", models=(lora,), model=model, lora_name=lora.name, strength=1.0)
 
 
-def prompts(g: Graph, clip: Output, text: str, why: str = "", negative: str = "") -> tuple[Output, Output]:
+def prompts(
+    g: Graph, clip: Output, text: str, why: str = "", negative: str = "", number: int = 2
+) -> tuple[Output, Output]:
     """(positive, negative)"""
-    with g.group("2 Prompt", "prompt"):
+    with g.group(f"{number} Prompt", "prompt"):
         positive = g.node("CLIPTextEncode", "Prompt", clip=clip, text=text)
         no = g.node("CLIPTextEncode", "Negative prompt", clip=clip, text=negative)
         if why:

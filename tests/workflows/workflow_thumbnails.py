@@ -57,6 +57,7 @@ NAMES = {
     "SplitSigmas": "split",
     "SamplerCustom": "sample",
     "TCD_CompareGrid": "TCD Compare",
+    "TCD_Distill": "TCD Distill",
 }
 SAMPLING = ("TCD_KSampler", "KSampler", "TCD_Sampler", "TCD_Scheduler", "SamplerCustom")
 
