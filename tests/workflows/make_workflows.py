@@ -17,10 +17,29 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path += [path for path in (str(HERE), str(HERE.parent)) if path not in sys.path]
 
-from workflow_declarations import WORKFLOWS  # noqa: E402
+import workflows_from_images as images  # noqa: E402
+import workflows_from_text as texts  # noqa: E402
+import workflows_of_tools as tools  # noqa: E402
 from workflow_files import FOLDER, NOTES, ROOT, Info, Json, choices, options, read  # noqa: E402
 from workflow_graph import Graph  # noqa: E402
 
+WORKFLOWS = (
+    texts.tcd_embedded_no_download,
+    texts.tcd_sdxl_text_to_image,
+    texts.tcd_sd15_text_to_image,
+    texts.tcd_animagine_xl,
+    texts.tcd_sdxl_style_lora_papercut,
+    texts.tcd_hyper_sd_unified_lora,
+    texts.tcd_sdxl_plain_ksampler,
+    images.tcd_sdxl_controlnet_depth,
+    images.tcd_sdxl_controlnet_canny,
+    images.tcd_sdxl_ip_adapter,
+    images.tcd_sdxl_inpainting,
+    images.tcd_sdxl_image_to_image,
+    images.tcd_sdxl_hires_split_sigmas,
+    tools.tcd_gamma_by_steps_grid,
+    tools.tcd_distill_your_checkpoint,
+)
 INFO = HERE / "object_info.json"
 FILE_LIKE = re.compile(r"\.(safetensors|ckpt|pth|pt|bin|png|jpe?g|webp)$")
 

@@ -23,6 +23,7 @@ WIDTH = {
     "LoadImage": 320,
     "MarkdownNote": 400,
     "TCD_CompareGrid": 460,
+    "TCD_Distill": 460,
 }
 MORE = {"TCD_CompareGrid": 360, "TCD_Distill": 560, "SaveImage": 400, "PreviewImage": 260, "LoadImage": 260}
 """Pixels for the pictures and texts that these nodes show."""

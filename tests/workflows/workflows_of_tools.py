@@ -1,0 +1,113 @@
+"""Workflows that compare and distil; a function each, as in workflows_from_text."""
+
+from __future__ import annotations
+
+from workflow_graph import Graph
+from workflow_models import SD15
+from workflow_parts import FEW_STEPS, Loaded, empty, load, prompts, sampler, save, saved_as
+
+
+def tcd_gamma_by_steps_grid(g: Graph) -> None:
+    """Choose gamma and steps by looking: a grid of both beside the teacher"""
+    it = Loaded(g)
+    words = prompts(
+        g,
+        it.clip,
+        "a heron among reeds at sunrise, mist, fine feathers, photograph",
+        "A prompt like those that you will use: what is best differs with model and subject. Only the "
+        "teacher sees the negative prompt.",
+        "blurry, low quality",
+    )
+    with g.group("3 Compare", "sample"):
+        latent = empty(g)
+        compared = g.node(
+            "TCD_CompareGrid",
+            model=it.model,
+            positive=words[0],
+            negative=words[1],
+            latent_image=latent,
+            vae=it.vae,
+            seed=0,
+            steps="2, 4, 8",
+            gammas="0, 0.3, 0.6",
+            cfg=1.0,
+            lora_name="none",
+            reference_sampler="dpmpp_2m",
+            reference_scheduler="karras",
+            reference_steps=30,
+            reference_cfg=5.0,
+            reference_model=it.checkpoint["MODEL"],
+        )
+        g.note(
+            "One seed and noise for all cells.\n\n**steps 2, 4, 8**: the columns. **gamma 0, 0.3, 0.6**: "
+            "the rows; more steps take more gamma.\n\n**cfg 1**: for the cells; the teacher has 5.\n\n"
+            "**reference**: the checkpoint without the LoRA, 30 steps of dpmpp_2m, for the first column. "
+            "Distances are those to it. Choose none to save its time.\n\n"
+            "The sheet and a table of the figures are written to the output folder."
+        )
+    with g.group("4 Pictures", "image"):
+        g.node("PreviewImage", "All pictures, in full size", images=compared["images"])
+
+
+TEACHING = "\n".join(
+    (
+        "portrait of a woman with freckles, window light",
+        "an old man laughing, black and white photograph",
+        "a child with a red balloon in a park",
+        "a tabby cat on a sofa",
+        "a sheepdog running through snow",
+        "an eagle over a mountain lake",
+        "a market street in the rain, neon signs",
+        "a wooden cabin in a pine forest, autumn",
+        "a desert canyon at sunset",
+        "a castle on a hill, fantasy painting",
+        "a bowl of ramen, steam, close-up",
+        "a bouquet of peonies, oil painting",
+        "a vintage car on a coast road",
+        "a glass teapot on a marble table",
+        "an astronaut on a beach, digital art",
+        "a dragon asleep in a library, illustration",
+        "a city skyline at night, long exposure",
+        "a watercolour of a harbour with sailing boats",
+        "a chess board, macro photograph",
+        "a field of sunflowers under storm clouds",
+    )
+)
+
+
+def tcd_distill_your_checkpoint(g: Graph) -> None:
+    """Distil your own checkpoint, then sample with the result"""
+    with g.group("1 Your checkpoint", "model"):
+        checkpoint = load(g, SD15)
+        g.note(
+            "**Your checkpoint** goes here: any that is sampled with cfg, without a few-step LoRA. Set the "
+            "size in TCD Distill to what it was trained on.\n\nTo see it all in minutes, even on a CPU, put "
+            "TCD Embedded Model (lora none) in its place, and words that it knows.\n\n"
+            f"{saved_as(SD15)}"
+        )
+    with g.group("2 Distil", "sample"):
+        distilled = g.node(
+            "TCD_Distill",
+            model=checkpoint["MODEL"],
+            clip=checkpoint["CLIP"],
+            vae=checkpoint["VAE"],
+            prompts=TEACHING,
+            run_name="my-tcd-lora",
+            width=512,
+            height=512,
+        )
+        g.note(
+            "No data set is needed: the teacher paints what the student learns from.\n\n**prompts**: like "
+            "those that the LoRA will be used with. These are few; some hundreds serve well.\n\n**0**: the "
+            "preset's value for this kind of model. For SD 1.5: 3000 steps, rank 64, cfg 4 to 9 of the "
+            "teacher.\n\nCancel keeps what is there; queued again, it goes on, as long as nothing else has "
+            "changed. The LoRA is my-tcd-lora in every list of LoRAs after a refresh."
+        )
+    with g.group("3 Validation", "image"):
+        g.node("PreviewImage", "1, 2, 4, 8 steps, teacher", images=distilled["validation"])
+    words = prompts(g, checkpoint["CLIP"], "a lighthouse on a cliff, waves, evening sun", number=4)
+    with g.group("5 Sample", "sample"):
+        latent = sampler(g, distilled["MODEL"], words, empty(g, 512, 512))["LATENT"]
+        g.note(FEW_STEPS)
+    with g.group("6 Image", "image"):
+        save(g, latent, checkpoint["VAE"])
