@@ -129,7 +129,7 @@ def distill(
         figure = figures["validation"]
         if math.isfinite(figure) and (best is None or figure < best):
             judged = {**info, "tcd.step": str(done), "tcd.validation": f"{figure:.6f}"}
-            save(folder / BEST, average, config, judged)
+            save(folder / BEST, average, student.lora, judged)
             best, best_step = figure, done
         return figures
 
@@ -193,9 +193,9 @@ def distill(
         # An interrupt, a full disk, a diverged run: keep what is whole, and say what happened.
         if whole is not None and whole > start:
             state.save(whole, best, best_step)
-            save(folder / LORA, average, config, {**info, "tcd.step": str(whole)})
+            save(folder / LORA, average, student.lora, {**info, "tcd.step": str(whole)})
         raise
-    save(folder / LORA, average, config, {**info, "tcd.step": str(config.steps)})
+    save(folder / LORA, average, student.lora, {**info, "tcd.step": str(config.steps)})
     return Outcome(config.steps, loss, figure, best, best_step)
 
 
@@ -268,10 +268,8 @@ def validate(
     return validation.figure(students)
 
 
-def save(
-    path: Path, average: Mapping[str, Tensor], config: DistillConfig, metadata: Mapping[str, str]
-) -> None:
+def save(path: Path, average: Mapping[str, Tensor], lora: Lora, metadata: Mapping[str, str]) -> None:
     """The LoRA (and the embedding of s) of `average` as a file that loaders read."""
     factors = {k: v for k, v in average.items() if not k.startswith(PREFIX)}
     extra = {k: v for k, v in average.items() if k.startswith(PREFIX)}
-    save_lora(path, factors, config.alpha, metadata, extra)
+    save_lora(path, factors, lora.alpha, metadata, extra, lora.names)

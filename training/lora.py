@@ -1,8 +1,9 @@
 """LoRA by peft on a network that stays whole: put in, switched off for the teacher, taken out again without a
 trace.
 
-Files hold kohya's keys (`lora_unet_<module with underscores>.lora_down.weight`, `.lora_up.weight`, `.alpha`),
-which ComfyUI, diffusers and A1111 read.
+Files hold kohya's keys (`lora_unet_<module with underscores>.lora_down.weight`, `.lora_up.weight`, `.alpha`)
+with diffusers' names for the modules of a UNet, which ComfyUI, diffusers and A1111 read; other networks keep
+the names that they have in ComfyUI. `merge_lora` reads the original names of a UNet's modules as well.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import load_tensors, save_tensors
+from .unet_layers import diffusers_names
 
 ADAPTER = "tcd"
 PREFIX = "lora_unet_"
@@ -60,10 +62,13 @@ def check_rank(network: nn.Module, names: list[str], rank: int) -> None:
 class Lora:
     """The adapters of one network. Make it with `injected`, which also takes them out."""
 
-    def __init__(self, network: nn.Module, layers: dict[str, Any], alpha: float) -> None:
+    def __init__(
+        self, network: nn.Module, layers: dict[str, Any], alpha: float, names: Mapping[str, str]
+    ) -> None:
         self.network = network
         self.layers = layers
         self.alpha = alpha
+        self.names = names  # of the layers in files
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable factors by name: `<layer>.lora_down`, `<layer>.lora_up`, in the order of the network."""
@@ -105,6 +110,7 @@ def injected(
     check_rank(network, names, rank)
     wanted = {n: p.requires_grad for n, p in network.named_parameters()}
     originals = {n: network.get_submodule(n) for n in names}
+    portable = diffusers_names(n for n, _ in network.named_modules())
     pattern = "^(" + "|".join(map(re.escape, names)) + ")$"
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern, bias="none")  # pyright: ignore
     try:
@@ -112,7 +118,7 @@ def injected(
         with torch.random.fork_rng(devices=[]):  # peft draws factors; the host's own random numbers stay
             inject_adapter_in_model(config, network, ADAPTER)
         layers = {n: network.get_submodule(n) for n in names}
-        lora = Lora(network, layers, alpha)
+        lora = Lora(network, layers, alpha, {n: portable[n] for n in names})
         _initialise(lora, seed)
         yield lora
     finally:
@@ -141,13 +147,13 @@ def _initialise(lora: Lora, seed: int) -> None:
 
 
 def lora_tensors(
-    named: Mapping[str, Tensor], alpha: float, dtype: torch.dtype = torch.float16
+    named: Mapping[str, Tensor], alpha: float, names: Mapping[str, str], dtype: torch.dtype = torch.float16
 ) -> dict[str, Tensor]:
-    """Kohya's keys for factors under the names of `Lora.parameters`."""
+    """Kohya's keys for factors under the names of `Lora.parameters`; `names` are `Lora.names`."""
     out: dict[str, Tensor] = {}
     for name, value in named.items():
         layer, _, factor = name.rpartition(".")
-        key = PREFIX + layer.replace(".", "_")
+        key = PREFIX + names.get(layer, layer).replace(".", "_")
         out[f"{key}.{factor}.weight"] = value.detach().to(dtype)
         out[f"{key}.alpha"] = torch.tensor(alpha)
     return out
@@ -159,16 +165,18 @@ def save_lora(
     alpha: float,
     metadata: Mapping[str, str],
     extra: Mapping[str, Tensor],
+    names: Mapping[str, str] | None = None,
 ) -> None:
     """A LoRA file with its metadata; `extra` holds what else the student needs (the embedding of s). An
-    all-zero LoRA is refused.
+    all-zero LoRA is refused. `names` (`Lora.names`) are what files call the layers.
     """
     ups = [v for k, v in named.items() if k.endswith("lora_up")]
     if not any(bool(v.any()) for v in ups):
         raise ValueError(
             f"{path}: every lora_up is zero, so nothing was learnt; raise steps or learning_rate"
         )
-    save_tensors(path, {**lora_tensors(named, alpha), **{k: v.half() for k, v in extra.items()}}, metadata)
+    factors = lora_tensors(named, alpha, names or {})
+    save_tensors(path, {**factors, **{k: v.half() for k, v in extra.items()}}, metadata)
 
 
 def load_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -186,7 +194,9 @@ def merge_lora(network: nn.Module, tensors: Mapping[str, Tensor], strength: floa
 
     Raises ValueError if the file names a layer that the network does not have: it was made for another model.
     """
-    layers = {PREFIX + n.replace(".", "_"): m for n, m in network.named_modules()}
+    modules = dict(network.named_modules())
+    portable = diffusers_names(modules)
+    layers = {PREFIX + n.replace(".", "_"): modules[own] for own in modules for n in (own, portable[own])}
     fitting: list[tuple[Tensor, Tensor, Tensor, float]] = []
     for key, down in tensors.items():
         if not key.endswith(".lora_down.weight"):

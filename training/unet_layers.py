@@ -4,6 +4,8 @@ ComfyUI kept) and diffusers'. Both follow from a few numbers of the architecture
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
@@ -145,3 +147,50 @@ def _transformer(ldm: str, diffusers: str, channels: int, depth: int, unet: Arch
         inside[f"{block}.ff.net.2"] = (channels, 4 * channels)
     inside["proj_out"] = square
     return [Names(f"{ldm}.{name}", f"{diffusers}.{name}", shape) for name, shape in inside.items()]
+
+
+_PARTS = {
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+    "op": "downsamplers.0.conv",
+    "conv": "upsamplers.0.conv",
+}
+_ATTENTIONS = ("proj_in", "proj_out", "transformer_blocks.")
+_PLACE = re.compile(r"^(?:(input_blocks|output_blocks)\.(\d+)\.\d+|(middle_block)\.(\d+))\.(.+)$")
+
+
+def diffusers_names(names: Iterable[str]) -> dict[str, str]:
+    """Diffusers' names for the layers inside the blocks of an ldm UNet of any depth and width; others, and
+    those of any other network, stay as they are.
+
+    `names` are all the layers of the network: where a level ends shows in its other layers.
+    """
+    known = list(names)
+    at = {name: (m[1] or m[3], int(m[2] or m[4]), m[5]) for name in known if (m := _PLACE.match(name))}
+    place: dict[tuple[str, int], tuple[int, int]] = {}  # of a numbered block: its level, its number in it
+    for part, first, end in (("input_blocks", 1, "op"), ("output_blocks", 0, "conv")):
+        inside = {n for where, n, _ in at.values() if where == part}
+        closing = {n for where, n, inner in at.values() if where == part and inner == end}
+        level = i = 0
+        for n in range(first, max(inside, default=-1) + 1):
+            place[part, n] = level, i
+            level, i = (level + 1, 0) if n in closing else (level, i + 1)
+    return {name: (name in at and _renamed(*at[name], place)) or name for name in known}
+
+
+def _renamed(part: str, number: int, inner: str, place: dict[tuple[str, int], tuple[int, int]]) -> str:
+    """One layer's name, or "" where diffusers has no place for it."""
+    if part == "middle_block":
+        here, i, attention = "mid_block", number // 2, 0
+    elif (part, number) in place:
+        level, i = place[part, number]
+        here, attention = f"{'down' if part == 'input_blocks' else 'up'}_blocks.{level}", i
+    else:
+        return ""  # the first convolution, which has no level
+    if inner in ("op", "conv"):
+        return f"{here}.{_PARTS[inner]}"
+    if inner in _PARTS:
+        return f"{here}.resnets.{i}.{_PARTS[inner]}"
+    return f"{here}.attentions.{attention}.{inner}" if inner.startswith(_ATTENTIONS) else ""

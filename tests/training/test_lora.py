@@ -4,7 +4,9 @@ computed.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +15,18 @@ from torch import Tensor, nn
 
 from comfyui_tcd.training.checkpoint import load_tensors, save_tensors
 from comfyui_tcd.training.lora import (
+    _KEPT,
     PREFIX,
     Lora,
     injected,
     load_lora,
+    lora_tensors,
     merge_lora,
     save_lora,
     target_layers,
 )
+from comfyui_tcd.training.pairs import digest
+from comfyui_tcd.training.unet_layers import ARCHITECTURES, SD15, Architecture, diffusers_names, layers
 
 
 def forward(backbone: TinyUNet, seed: int = 0) -> Tensor:
@@ -188,7 +194,7 @@ def test_a_saved_and_merged_lora_is_what_the_adapters_computed(tmp_path: Path):
     with injected(backbone.network, 4, 2.0, "all", 0) as lora:  # alpha / rank = 1/2
         fill(lora)
         adapted = forward(backbone)
-        save_lora(path, lora.parameters(), lora.alpha, {"base": "tiny"}, {})
+        save_lora(path, lora.parameters(), lora.alpha, {"base": "tiny"}, {}, lora.names)
     bare = forward(backbone)
     tensors, metadata = load_lora(path)
     assert metadata == {"base": "tiny"}
@@ -207,7 +213,7 @@ def test_strength_scales_the_weights(tmp_path: Path):
     assert isinstance(weight, Tensor)
     with injected(backbone.network, 4, 4.0, "all", 0) as lora:
         fill(lora)
-        save_lora(tmp_path / "lora.safetensors", lora.parameters(), lora.alpha, {}, {})
+        save_lora(tmp_path / "lora.safetensors", lora.parameters(), lora.alpha, {}, {}, lora.names)
     tensors, _ = load_lora(tmp_path / "lora.safetensors")
     start = weight.detach().clone()
     merge_lora(backbone.network, tensors, 1.0)
@@ -220,10 +226,12 @@ def test_files_hold_kohyas_keys(tmp_path: Path):
     backbone = TinyUNet()
     with injected(backbone.network, 4, 2.0, "all", 0) as lora:
         fill(lora)
-        save_lora(tmp_path / "lora.safetensors", lora.parameters(), lora.alpha, {}, {})
+        save_lora(tmp_path / "lora.safetensors", lora.parameters(), lora.alpha, {}, {}, lora.names)
     tensors, _ = load_tensors(tmp_path / "lora.safetensors")
     names = target_layers(backbone.network, "all")
-    stems = [PREFIX + n.replace(".", "_") for n in names]
+    portable = diffusers_names(n for n, _ in backbone.network.named_modules())
+    stems = [PREFIX + portable[n].replace(".", "_") for n in names]
+    assert all(stem.startswith(tuple(PREFIX + p for p in ("down_", "mid_", "up_"))) for stem in stems)
     parts = ("lora_down.weight", "lora_up.weight", "alpha")
     assert set(tensors) == {f"{stem}.{part}" for stem in stems for part in parts}
     for name, stem in zip(names, stems, strict=True):
@@ -233,6 +241,77 @@ def test_files_hold_kohyas_keys(tmp_path: Path):
         assert down.dtype == up.dtype == torch.float16
         assert down.shape == (4, *weight.shape[1:]) and up.shape[:2] == (weight.shape[0], 4)
         assert tensors[f"{stem}.alpha"].item() == 2.0
+
+
+def test_a_file_with_the_original_names_merges_alike(tmp_path: Path):
+    with injected(TinyUNet().network, 4, 2.0, "all", 0) as lora:
+        fill(lora)
+        factors = {n: p.detach().clone() for n, p in lora.parameters().items()}
+        names = lora.names
+    networks = [TinyUNet().network for _ in range(2)]
+    for network, scheme in zip(networks, (names, {}), strict=True):
+        assert merge_lora(network, lora_tensors(factors, 2.0, scheme)) == len(names)
+    assert digest(dict(networks[0].named_parameters())) == digest(dict(networks[1].named_parameters()))
+
+
+@pytest.mark.parametrize("unet", ARCHITECTURES, ids=lambda unet: unet.name)
+def test_layers_of_every_unet_have_diffusers_names(unet: Architecture):
+    rows = [row for row in layers(unet) if re.match(r"(in|out)put_blocks|middle_block", row.ldm)]
+    found = diffusers_names(row.ldm for row in rows)
+    first = "input_blocks.0.0"
+    assert found.pop(first) == first
+    assert found == {row.ldm: row.diffusers for row in rows if row.ldm != first}
+
+
+def test_layers_of_other_networks_keep_their_names():
+    for name in ("double_blocks.0.img_attn.qkv", "down_blocks.0.attentions.0.proj_in", "blocks.3.ff.0"):
+        assert diffusers_names([name]) == {name: name}
+
+
+def sd_unet() -> nn.Module:
+    """Stable Diffusion's UNet by diffusers, narrow."""
+    from diffusers import UNet2DConditionModel
+
+    made = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 32, 64, 64),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    return made
+
+
+def test_diffusers_loads_what_was_trained_under_the_original_names(tmp_path: Path):
+    """The network of ComfyUI has ldm's names; the file of its LoRA serves diffusers' own loader."""
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+
+    unet: Any = sd_unet()
+    shapes = {n: m for n, m in unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    rows = [row for row in layers(SD15) if row.diffusers in shapes and not _KEPT.match(row.ldm)]
+    draw = torch.Generator().manual_seed(0)
+    factors: dict[str, Tensor] = {}
+    for row in rows:
+        weight = shapes[row.diffusers].weight
+        factors[f"{row.ldm}.lora_down"] = torch.randn(4, *weight.shape[1:], generator=draw)
+        ones = (1,) * (weight.ndim - 2)
+        factors[f"{row.ldm}.lora_up"] = torch.randn(len(weight), 4, *ones, generator=draw)
+    names = diffusers_names(row.ldm for row in layers(SD15))
+    path = tmp_path / "lora.safetensors"
+    save_lora(path, factors, 2.0, {}, {}, names)
+
+    before = {n: shapes[n].weight.detach().clone() for n in shapes}
+    state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(str(path), unet_config=unet.config)
+    StableDiffusionLoraLoaderMixin.load_lora_into_unet(state, alphas, unet)
+    unet.fuse_lora()
+    unet.unload_lora()
+    after = {n: m.weight.detach() for n, m in unet.named_modules() if n in shapes}
+    assert {n for n in shapes if not torch.equal(before[n], after[n])} == {row.diffusers for row in rows}
+    for row in rows:
+        up, down = (factors[f"{row.ldm}.lora_{side}"].half().float().flatten(1) for side in ("up", "down"))
+        delta = (0.5 * up @ down).reshape(before[row.diffusers].shape)
+        seen = after[row.diffusers] - before[row.diffusers]
+        assert (seen - delta).abs().max() < 1e-3 * delta.abs().max(), row.diffusers
 
 
 def test_an_all_zero_lora_is_refused_and_not_written(tmp_path: Path):
