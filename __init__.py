@@ -5,6 +5,7 @@
 """
 
 __version__ = "0.1.0"
+WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint() -> object:

@@ -73,7 +73,7 @@ def test_every_direct_dependency_has_one_pin(project: dict[str, Any]):
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Names inside a wheel built from a copy, in a folder whose name is no identifier."""
     copy = tmp_path_factory.mktemp("build") / "ComfyUI-TCD 1"
-    skip = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "tests", "docs", "runs", "*.egg-info")
+    skip = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "tests", "runs", "*.egg-info")
     shutil.copytree(ROOT, copy, ignore=skip)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", "out", "."]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)

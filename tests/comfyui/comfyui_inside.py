@@ -16,7 +16,6 @@ import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import comfy.supported_models
-import comfy.utils
 import nodes
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -562,14 +561,7 @@ def compare_grid(output: str, loras: str = "", lora: str = "none", **given: Any)
         "reference_steps": 6, "reference_cfg": 3.0, "cell_size": 128,
     }  # fmt: skip
     asked = {**defaults, **given}
-    bar: list[tuple[int, int, bool]] = []  # value, total, with a preview of the sheet
-    comfy.utils.set_progress_bar_global_hook(
-        lambda value, total, preview, **_: bar.append((value, total, preview is not None))
-    )
-    try:
-        sheet, images, table = node.execute(teacher, *words, latent, vae, **asked).args
-    finally:
-        comfy.utils.set_progress_bar_global_hook(None)
+    sheet, images, table = node.execute(teacher, *words, latent, vae, **asked).args
     cells: list[Any] = []
     for strength in map(float, asked["lora_strengths"].split(",")):
         model = teacher
@@ -594,11 +586,4 @@ def compare_grid(output: str, loras: str = "", lora: str = "none", **given: Any)
             numbered, asked["denoise"],
         )  # fmt: skip
         reference = nodes.VAEDecode().decode(vae, run[0])[0]
-    return {
-        "sheet": sheet,
-        "images": images,
-        "csv": table,
-        "cells": cells,
-        "reference": reference,
-        "bar": bar,
-    }
+    return {"sheet": sheet, "images": images, "csv": table, "cells": cells, "reference": reference}
