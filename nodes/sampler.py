@@ -118,7 +118,8 @@ def _noise_device() -> io.Combo.Input:
             options=["cpu", "gpu"],
             default="cpu",
             optional=True,
-            tooltip="Where the noise of the steps is drawn. cpu: the same picture on every device.",
+            tooltip="Where the noise of the steps is drawn. cpu: the same picture on every device. "
+            "gpu: where the model runs, on the CPU if that is there.",
         )
     )
 

@@ -20,6 +20,9 @@ class TargetPatch:
     def __init__(self, name: str, embedding: TargetEmbedding, strength: float) -> None:
         self.name, self.embedding, self.strength = name, embedding, strength
 
+    def __deepcopy__(self, memo: Any) -> TargetPatch:
+        return self  # the host copies a model's options with each clone; the embedding is for all of them
+
     def to(self, place: Any) -> TargetPatch:
         """As the host asks. A dtype is for the network: the sinusoids need float32."""
         if not isinstance(place, torch.dtype):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -30,6 +30,7 @@ SCHEDULERS = [
     "linear_quadratic",
 ]
 MORE = [*SCHEDULERS, "kl_optimal"]  # has no finite sigmas of one step
+AYS = ["AYS SD1", "AYS SDXL", "AYS SVD"]  # of the node AlignYourStepsScheduler
 
 
 def run(inside: Inside, kind: str = "epsilon", **given: Any) -> Any:
@@ -39,8 +40,14 @@ def run(inside: Inside, kind: str = "epsilon", **given: Any) -> Any:
     return inside("custom", kind=kind, **arguments)
 
 
-@pytest.mark.parametrize("kind", [*GAUSSIAN, *FLOW])
-@pytest.mark.parametrize("scheduler", ["tcd_grid", "karras", "simple"])
+# B6: gamma 0 without the rescaling
+@pytest.mark.parametrize(
+    ("kind", "scheduler"),
+    [
+        *product([*GAUSSIAN, *FLOW], ["tcd_grid", "karras", "simple"]),
+        *product(["epsilon", "v", "v+zsnr"], AYS),
+    ],
+)
 def test_without_noise_and_to_the_end_it_is_the_hosts_euler(inside: Inside, kind: str, scheduler: str):
     sigmas = inside("schedule", kind=kind, scheduler=scheduler, steps=6)
     ours = run(inside, kind, sigmas=sigmas, gamma=0.0, end="clean")
@@ -50,15 +57,18 @@ def test_without_noise_and_to_the_end_it_is_the_hosts_euler(inside: Inside, kind
     assert ours["inputs unchanged"]
 
 
+# B13: noise of the wrong deviation on flow and other models
 @pytest.mark.parametrize("kind", [*GAUSSIAN, *FLOW])
 def test_any_sigmas_keep_the_level_of_every_state(inside: Inside, kind: str):
-    rows = inside("marginals", kind=kind, schedulers=MORE, steps=[2, 4, 11], gammas=[0.0, 0.3, 1.0])
+    names = MORE if kind in FLOW else [*MORE, *AYS]
+    rows = inside("marginals", kind=kind, schedulers=names, steps=[2, 4, 11], gammas=[0.0, 0.3, 1.0])
     for *which, mean, std, end, finite in rows:
         assert finite, which
         assert mean < 0.1 and std < 0.05, (which, mean, std)  # 4,096 numbers: 0.016 and 0.011 are usual
         assert end < 1e-3, which
 
 
+# B5: NaN where sigmas lie between timesteps and gamma is small
 @pytest.mark.parametrize("steps", [1, 3, 20, 37, 64, 100])
 def test_no_scheduler_and_gamma_makes_it_infinite(inside: Inside, steps: int):
     names = SCHEDULERS if steps == 1 else MORE
@@ -67,6 +77,7 @@ def test_no_scheduler_and_gamma_makes_it_infinite(inside: Inside, steps: int):
     assert [row[:4] for row in rows if not row[-1]] == []
 
 
+# B4: a sampler bound to one list of sigmas is NaN on a part of it
 @pytest.mark.parametrize("kind", ["epsilon", "v", "edm", "flow"])
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("scheduler", ["tcd_grid", "karras", "sgm_uniform"])
@@ -169,6 +180,7 @@ def reference_flow(
     return x.float()
 
 
+# B19: another share of x0 on flow models
 @pytest.mark.parametrize("kind", FLOW)
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
 def test_flow_models(inside: Inside, kind: str, gamma: float):
@@ -187,6 +199,7 @@ def test_the_grid_of_a_flow_model_is_uniform_before_its_shift(inside: Inside, ki
     assert (inside("grid", kind=kind, steps=4, denoise=0.5).diff() < 0).all()
 
 
+# B1: a grid that starts below 999, or at 1 for one step
 @pytest.mark.parametrize("steps", range(1, 51))
 def test_the_grid_of_ksamplers_list(inside: Inside, steps: int):
     table = inside("table", kind="epsilon")
@@ -195,6 +208,7 @@ def test_the_grid_of_ksamplers_list(inside: Inside, steps: int):
     assert torch.equal(sigmas, torch.cat([table[times], torch.zeros(1)]))
 
 
+# B8, B22: more than 50 steps refused, or with sigmas twice
 @pytest.mark.parametrize("steps", [51, 66, 100, 400, 1000])
 def test_more_steps_than_the_origin_has(inside: Inside, steps: int):
     """KSampler asks for steps / denoise of them."""
@@ -209,6 +223,7 @@ def test_too_many_steps_for_denoise_say_what_to_do(inside: Inside):
     assert len(inside("grid", kind="epsilon", steps=4, denoise=0.05, original_steps=0)) == 5
 
 
+# B8: denoise 0 raises IndexError
 def test_denoise_zero_returns_the_latent(inside: Inside):
     latent = randn(2, *SHAPE)
     sigmas = inside("grid", kind="epsilon", steps=4, denoise=0.0)
@@ -241,6 +256,7 @@ def test_without_guidance_one_forward_a_step(inside: Inside):
     assert len(run(inside, order="2", end="clean")["calls"]) == 7  # no midpoint to sigma 0
 
 
+# B22: the official end keeps a trace of noise; both ends are there
 def test_the_end_clean_is_the_last_x0(inside: Inside):
     clean, official = (run(inside, end=end) for end in ("clean", "official"))
     assert relative(clean["latent"] * SCALE, clean["seen"][-1][1]) < 1e-6
@@ -252,6 +268,7 @@ def test_the_end_clean_is_the_last_x0(inside: Inside):
     assert relative(clean["latent"], official["latent"]) > 1e-3
 
 
+# B9: previews of the noisy state
 def test_previews_are_x0(inside: Inside):
     ours = run(inside)
     sigmas = inside("grid", kind="epsilon", steps=4)
@@ -262,6 +279,7 @@ def test_previews_are_x0(inside: Inside):
         assert call["sigma"] == [float(sigma)]  # exactly: packs look sigmas up in the list
 
 
+# B10: noise of the global generator, not of the seed
 def test_seeds(inside: Inside):
     same = [run(inside, seed=5)["latent"] for _ in range(2)]
     assert torch.equal(*same)
@@ -272,6 +290,7 @@ def test_seeds(inside: Inside):
     assert not torch.equal(*unseeded)
 
 
+# B11: the initial noise once more as that of the first step
 @pytest.mark.parametrize("name", ["seed 0", "seed 1", "large"])
 def test_the_noise_of_the_steps_is_not_the_initial_noise(inside: Inside, name: str):
     seed = {"seed 0": 0, "seed 1": 1, "large": 2**64 - 1}[name]
@@ -285,6 +304,7 @@ def test_the_noise_of_the_steps_is_not_the_initial_noise(inside: Inside, name: s
     assert abs(float((states[1] * states[2]).mean() / states[1].std() / states[2].std())) < 0.03
 
 
+# B2, B3: a gamma without effect, up to 0.24 or at all
 def test_gamma_changes_the_picture_at_once(inside: Inside):
     results = [run(inside, gamma=gamma)["latent"] for gamma in (0.0, 0.01, 0.05, 0.3, 0.9)]
     for a in range(len(results)):
@@ -404,6 +424,7 @@ def test_nested_latents(inside: Inside):
     assert calls == 4 and all(x.isfinite().all() and float(x.std()) > 0.1 for x in (*latents, *denoised))
 
 
+# B12: an item that depends on the others of its batch
 def test_an_item_of_a_batch_is_what_it_is_alone(inside: Inside):
     latent = randn(2, 3, 4, 8, 8)
     mask = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(4)).round()
@@ -433,6 +454,7 @@ def test_odd_sizes_of_a_batch(inside: Inside):
     assert relative(together["latent"][1:], alone["latent"]) < 1e-5
 
 
+# B21: a gamma that is constant, whatever the user says
 def test_ksampler_by_name_is_the_node(inside: Inside):
     latent = randn(2, *SHAPE)
     for settings in (None, {"gamma": 0.8, "gamma_end": 0.1, "order": "2", "end": "clean"}):
@@ -450,6 +472,27 @@ def test_ksampler_by_name_is_the_node(inside: Inside):
 def test_what_a_node_says_wins_over_the_settings(inside: Inside):
     settings = {"gamma": 0.9, "gamma_end": 0.5, "order": "2", "end": "clean"}
     assert torch.equal(run(inside, settings=settings)["latent"], run(inside)["latent"])
+
+
+# B7: model_sampling replaced, with the type of prediction, zsnr and earlier patches lost
+@pytest.mark.parametrize("kind", ["v+zsnr", "x0", "flow"])
+def test_the_models_own_sampling_stays(inside: Inside, kind: str):
+    out = inside("tcd_ksampler", kind=kind, latent={"samples": EMPTY}, steps=2)
+    assert out["own sampling"]
+    by_name = inside("ksampler", kind=kind, latent={"samples": EMPTY}, steps=2, settings={"gamma": 0.5})
+    assert by_name["own sampling"]
+
+
+# B22: not finite in diffusers; ComfyUI's last alpha is not 0
+def test_an_epsilon_model_with_zero_terminal_snr(inside: Inside):
+    for steps in (1, 4, 20):
+        out = inside("tcd_ksampler", kind="epsilon+zsnr", latent={"samples": EMPTY}, steps=steps, end="clean")
+        assert out["latent"].isfinite().all() and out["denoised"].isfinite().all()
+
+
+# B3: lines printed in every step
+def test_nothing_is_printed(inside: Inside):
+    assert inside("printed", kind="epsilon", latent={"samples": EMPTY}) == ""
 
 
 def test_settings_leave_the_model_they_came_from(inside: Inside):

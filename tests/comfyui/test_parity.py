@@ -13,18 +13,21 @@ Inside = Callable[..., Any]
 KINDS = list(TOLERANCE)
 
 
+# B1, B7: another grid, another schedule or prediction type than the model's
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7, 8, 13, 20, 33, 50])
 def test_every_number_of_steps(inside: Inside, kind: str, steps: int):
     assert compare(inside, kind, steps, 0.3, 1.0) < TOLERANCE[kind]
 
 
+# B2, B3: gamma measured from the current timestep, or ignored
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("gamma", [0.0, 0.01, 0.1, 0.2, 0.5, 0.7, 0.9, 0.99, 1.0])
 def test_every_gamma(inside: Inside, kind: str, gamma: float):
     assert compare(inside, kind, 4, gamma, 1.0) < TOLERANCE[kind]
 
 
+# B8, B20: img2img with sigmas twice, or from timestep 999
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strength", [0.1, 0.2, 0.29, 0.3, 0.5, 0.57, 0.7, 0.9, 0.99])
 def test_every_denoise(inside: Inside, kind: str, strength: float):

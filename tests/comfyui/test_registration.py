@@ -39,6 +39,7 @@ def test_the_lists_have_us_once(inside: Inside):
     assert found["same lists"] and found["offered"] and set(found["nodes"]) >= IDS
 
 
+# B23: names of other packs overwritten, lists bound anew, duplicates
 def test_beside_another_pack_in_both_orders_and_twice(inside: Inside, tmp_path: Path):
     """Ours is there; then another pack that registers `tcd` loads; then ours again from another folder."""
     other = other_pack(tmp_path / "other", "tcd")
