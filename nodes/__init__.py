@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
-from . import compare, distill, embedded, lora, sampler
+from . import compare, dataset, distill, embedded, lora, sampler, save_lora
 from .progress import add_route
 from .tcd_sss import register
 
@@ -14,6 +14,8 @@ NODES: list[type[io.ComfyNode]] = [
     *embedded.NODES,
     *compare.NODES,
     *distill.NODES,
+    *dataset.NODES,
+    *save_lora.NODES,
 ]
 
 

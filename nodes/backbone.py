@@ -7,16 +7,19 @@ of a batch on the whole batch. Losses are in the state of the paper: VP for EPS 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from hashlib import sha256
 from typing import Any
 
 import comfy.conds
 import comfy.model_management
 import comfy.model_sampling
+import comfy.patcher_extension
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from ..samplers import DiscreteSchedule, FlowSchedule, Level, Point, Predict, Schedule, to_x0_eps
 from ..training.backbone import Cond, concat
@@ -78,12 +81,20 @@ class HostBackbone:
             state, level = (x, sigma) if self.flow else (x / alpha, sigma / alpha)
             sigmas = level.flatten().expand(len(x)).float()
             options["sigmas"] = sigmas
-            x0 = self.model.apply_model(
-                state.float(), sigmas, transformer_options=options, **given, **self.constants
-            )
+            x0 = self._apply(state.float(), sigmas, options, {**given, **self.constants})
             return to_x0_eps("sample", x0, x, at.level)
 
         return predict
+
+    def _apply(self, x: Tensor, sigmas: Tensor, options: dict[str, Any], conds: dict[str, Any]) -> Tensor:
+        """The host's own last call of a sampling, with what other nodes put around it."""
+        conds = {**conds, "transformer_options": options}
+        around = self.patcher.model_options.get("model_function_wrapper")
+        if around is None:
+            return self.model.apply_model(x, sigmas, **conds)
+        kinds = options["cond_or_uncond"]
+        given = {"input": x, "timestep": sigmas, "c": conds, "cond_or_uncond": kinds}
+        return around(self.model.apply_model, given)
 
     def decode(self, latents: Tensor) -> Tensor:
         """uint8 pictures `[B, H, W, 3]` of latents in the model's own scale."""
@@ -139,7 +150,10 @@ class HostBackbone:
 
     def _options(self, role: Tensor) -> dict[str, Any]:
         """What attention patches (IP-Adapter and others on the MODEL) are told when the host samples."""
-        options = dict(self.patcher.model_options.get("transformer_options", {}))
+        given = self.patcher.model_options.get("transformer_options", {})
+        merge = comfy.patcher_extension.merge_nested_dicts
+        own = {"wrappers": self.patcher.wrappers, "callbacks": self.patcher.callbacks}
+        options = merge(own, given)
         kinds = [int(k) for k in torch.unique_consecutive(role)]
         return {**options, "cond_or_uncond": kinds, "uuids": [None] * len(kinds)}
 
@@ -160,13 +174,12 @@ def stack(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return concat(evened)
 
 
-def alike(cond: Cond, uncond: Cond) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Both with texts of one length, so that they fit into one batch."""
-    both = stack(
-        [{k: v[i : i + 1] for k, v in c.items()} for c in (cond, uncond) for i in range(len(c[ROLE]))]
-    )
-    count = len(cond[ROLE])
-    return {k: v[:count] for k, v in both.items()}, {k: v[count:] for k, v in both.items()}
+def alike(*conds: Cond) -> list[dict[str, Tensor]]:
+    """All with texts of one length, so that they fit into one batch."""
+    both = stack([{k: v[i : i + 1] for k, v in c.items()} for c in conds for i in range(len(c[ROLE]))])
+    sizes = [len(c[ROLE]) for c in conds]
+    parts = {k: v.split(sizes) for k, v in both.items()}
+    return [{k: v[i] for k, v in parts.items()} for i in range(len(conds))]
 
 
 @contextmanager
@@ -198,6 +211,11 @@ def ready(patcher: Any) -> Generator[None, None, None]:
     ValueError where the host keeps a part of the weights elsewhere.
     """
     management = comfy.model_management
+    if getattr(patcher, "is_dynamic", lambda: False)():
+        raise ValueError(
+            "ComfyUI moves this model's weights in and out of the card as it runs (dynamic VRAM), so it "
+            "cannot be trained; start ComfyUI with --highvram or --disable-dynamic-vram"
+        )
     with torch.inference_mode():
         management.load_models_gpu([patcher], force_full_load=True)
     parts = getattr(patcher, "lowvram_patch_counter", lambda: 0)()
@@ -208,9 +226,23 @@ def ready(patcher: Any) -> Generator[None, None, None]:
         )
     network = patcher.model.diffusion_model
     was = network.training
-    with torch.inference_mode(False), torch.enable_grad(), trainable(network):
-        network.eval()
-        try:
+    patcher.pre_run()
+    try:
+        # The host's transformers overwrite (`x += y`) what a backward pass still needs.
+        flow = isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST)
+        kept = allow_mutation_on_saved_tensors() if flow else nullcontext()
+        with torch.inference_mode(False), torch.enable_grad(), trainable(network), kept:
+            network.eval()
             yield
-        finally:
-            network.train(was)
+    finally:
+        network.train(was)
+        patcher.cleanup()
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A name for the weights: of a part of each, so that it takes no time."""
+    mixed = sha256()
+    for name, p in network.named_parameters():
+        part = p.detach().flatten()[:: max(1, p.numel() // 64)].float().cpu().contiguous()
+        mixed.update(name.encode() + part.numpy().tobytes())
+    return mixed.hexdigest()

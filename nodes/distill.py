@@ -3,59 +3,47 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Sequence
-from hashlib import sha256
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import folder_paths
 import numpy as np
 import torch
 from comfy_api.v0_0_2 import io
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..training.checkpoint import load_tensors, save_tensors, write_text
 from ..training.config import PRESETS, DistillConfig
 from ..training.distill import LORA
 from ..training.lora import load_lora
-from ..training.pairs import digest
+from ..training.pairs import digest, write_shard
 from ..training.report import read_log
 from .api import schema
-from .backbone import HostBackbone, alike, ready
+from .backbone import HostBackbone, alike, fingerprint, ready
+from .dataset import Dataset, shards_of
 from .lora import apply, read, show
 from .progress import Monitor
+from .runs import inside_input, loras_folder, run_folder
 
-Dataset = io.Custom("TCD_DATASET")
 AUTO = "auto"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 KINDS = {"Embedded": "embedded", "SDXL": "sdxl", "SSD1B": "sdxl", "Segmind_Vega": "sdxl"}
 """ComfyUI's class of a model to the row of settings; others take sd15's."""
-RUNS = "tcd_training"
 INPUTS = "inputs.json"
+DATA = "data.safetensors"
+GIB = 2**30
+TOO_LARGE = "Lower rank, width or height, or targets to attention; or close what else uses the card"
 
 
-def run_folder(name: str) -> Path:
-    """Of a run, in the output folder. ValueError for a name that is no plain file name."""
-    if not NAME.fullmatch(name):
-        raise ValueError(
-            f"run_name {name!r}: use up to 64 letters, digits, spaces, dots, dashes and underscores, a "
-            "letter or digit first"
-        )
-    return Path(folder_paths.get_output_directory()) / RUNS / name
-
-
-def prompts_of(clip: Any, text: str, file: str, conditioning: Any) -> list[Any]:
+def prompts_of(clip: Any, text: str, file: str, conditioning: Any, dataset: Any = None) -> list[Any]:
     """The prompts as one CONDITIONING: of `conditioning`, of a text, of a text file, a prompt a line."""
     lines = text.splitlines()
     if file:
-        path = Path(folder_paths.get_input_directory()) / file
-        inside = Path(folder_paths.get_input_directory()).resolve()
-        if not path.resolve().is_relative_to(inside) or not path.is_file():
-            raise ValueError(f"prompts_file {file!r}: there is no such file in ComfyUI's input folder")
-        lines += path.read_text("utf-8", errors="replace").splitlines()
+        lines += inside_input(file, "prompts_file").read_text("utf-8", errors="replace").splitlines()
     prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts and conditioning is None:
+    if not prompts and not conditioning and dataset is None:
         raise ValueError("no prompts: write one a line, name a prompts_file, or connect a CONDITIONING")
     if prompts and clip is None:
         raise ValueError("clip is not connected: it encodes the prompts; or connect a CONDITIONING instead")
@@ -120,15 +108,6 @@ def decoder(form: Any, vae: Any) -> Callable[[Tensor], Tensor]:
     return by_colours if vae is None else by_vae
 
 
-def fingerprint(network: nn.Module) -> str:
-    """A name for the weights: of a part of each, so that it takes no time."""
-    mixed = sha256()
-    for name, p in network.named_parameters():
-        part = p.detach().flatten()[:: max(1, p.numel() // 64)].float().cpu().contiguous()
-        mixed.update(name.encode() + part.numpy().tobytes())
-    return mixed.hexdigest()
-
-
 def check_inputs(folder: Path, now: dict[str, Any]) -> None:
     """What a resume must find again. ValueError names what has changed since the run began."""
     path = folder / INPUTS
@@ -153,7 +132,7 @@ def distil(
     monitor: Monitor,
     *,
     vae: Any = None,
-    shards: Sequence[Path] | None = None,
+    dataset: Mapping[str, Any] | None = None,
 ) -> None:
     """Run (or go on with, or find finished) the distillation of `folder`; leaves the MODEL as it was."""
     from ..training.run import train  # peft, and what it brings
@@ -161,17 +140,98 @@ def distil(
     with ready(model):
         form = model.get_model_object("latent_format")
         backbone = HostBackbone(model, shape, decoder(form, vae))
-        cond = backbone.encode(prompts)
-        uncond = backbone.encode(negative[:1], uncond=True)
-        cond, uncond = alike(cond, uncond)
+        conds = [backbone.encode(prompts or captions(dataset)), backbone.encode(negative[:1], uncond=True)]
+        if dataset is not None:
+            conds.append(backbone.encode(captions(dataset)))
+        cond, uncond, *data = alike(*conds)
         teacher = fingerprint(backbone.network)
         now = {"model": teacher, "prompts": digest(cond), "negative": digest(uncond), "size": list(shape)}
+        shards = None
+        if dataset is not None:
+            now["dataset"] = digest(data[0])
+            latents = torch.cat([latents for latents, _ in shards_of(dataset)])
+            shards = [folder / DATA]
+            write_shard(folder / DATA, model.model.process_latent_in(latents), data[0])
         check_inputs(folder, now)
         kind = type(model.model.model_config).__name__
-        train(
-            config, backbone, cond, uncond, folder, shards=shards, on_step=monitor, quiet=True,
-            metadata={"tcd.teacher": kind, "tcd.teacher_hash": teacher},
-        )  # fmt: skip
+        metadata = {"tcd.teacher": kind, "tcd.teacher_hash": teacher}
+
+        def run(config: DistillConfig) -> None:
+            train(
+                config, backbone, cond, uncond, folder, shards=shards, on_step=monitor, quiet=True,
+                metadata=metadata,
+            )  # fmt: skip
+
+        with_smaller_batches(run, fitting(config, backbone, cond, monitor), monitor)
+
+
+def captions(dataset: Mapping[str, Any] | None) -> list[Any]:
+    """Of a data set, as CONDITIONING entries."""
+    return [] if dataset is None else [entry for _, entries in shards_of(dataset) for entry in entries]
+
+
+def halved(config: DistillConfig) -> DistillConfig:
+    """The same optimizer steps from smaller forwards: micro-batches are slices of one draw."""
+    half = next(n for n in range(config.batch // 2, 0, -1) if config.batch % n == 0)
+    return replace(config, batch=half, accumulation=config.accumulation * (config.batch // half))
+
+
+def fitting(config: DistillConfig, backbone: HostBackbone, cond: Any, monitor: Monitor) -> DistillConfig:
+    """The settings with forwards that fit into the free memory of the card, measured on one sample.
+
+    The monitor is told what is needed. MemoryError where not even one sample fits.
+    """
+    from ..training.run import estimate
+
+    one = replace(config, batch=1, accumulation=1, steps=1, warmup=0)
+    try:
+        single = estimate(one, backbone, cond).memory
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(TOO_LARGE) from error
+    finally:
+        comfy.model_management.soft_empty_cache()
+    held = sum(p.numel() * p.element_size() for p in backbone.network.parameters())
+    free = comfy.model_management.get_free_memory(backbone.device)
+    fixed = estimate_fixed(one, backbone)
+    sample = max(0, single - held - fixed)
+    while fixed + config.batch * sample > free and config.batch > 1:
+        config = halved(config)
+    need = fixed + config.batch * sample
+    if need > free:
+        raise MemoryError(
+            f"training needs {need / GIB:.2f} GiB beside the model, {free / GIB:.2f} GiB are free. "
+            + TOO_LARGE
+        )
+    monitor.plan = (
+        f"{held / GIB:.2f} GiB of weights, {need / GIB:.2f} GiB for training ({free / GIB:.2f} free), "
+        f"batch {config.batch} x {config.accumulation}"
+    )
+    return config
+
+
+def estimate_fixed(config: DistillConfig, backbone: HostBackbone) -> int:
+    """Bytes of the LoRA, its gradients, moments and averages, whatever the batch."""
+    from ..training.lora import target_layers
+
+    layers = [backbone.network.get_submodule(n) for n in target_layers(backbone.network, config.targets)]
+    weights = [getattr(layer, "weight") for layer in layers]  # noqa: B009
+    trained = sum(config.rank * (w.shape[0] + w[0].numel()) for w in weights)
+    return 4 * trained * (5 + (config.target == "ema"))
+
+
+def with_smaller_batches(
+    run: Callable[[DistillConfig], None], config: DistillConfig, monitor: Monitor
+) -> None:
+    """Run; out of memory, go on once from the last step with half the batch. MemoryError at batch 1."""
+    try:
+        return run(config)
+    except torch.OutOfMemoryError as error:
+        if config.batch == 1:
+            raise MemoryError(f"out of memory at batch 1. {TOO_LARGE}") from error
+    comfy.model_management.soft_empty_cache()
+    config = halved(config)
+    monitor.plan = f"out of memory: goes on with batch {config.batch} x {config.accumulation}"
+    run(config)
 
 
 def picture(folder: Path) -> Tensor:
@@ -379,7 +439,8 @@ class TCDDistill(io.ComfyNode):
             preset, model, settings, steps=steps, batch=batch, rank=rank, learning_rate=learning_rate,
             w_min=cfg_min, w_max=cfg_max, s_range=s_range, seed=seed,
         )  # fmt: skip
-        positive = prompts_of(clip, prompts, "" if prompts_file == "none" else prompts_file, conditioning)
+        named = "" if prompts_file == "none" else prompts_file
+        positive = prompts_of(clip, prompts, named, conditioning, dataset)
         if negative is None:
             if clip is None:
                 raise ValueError(
@@ -387,13 +448,12 @@ class TCDDistill(io.ComfyNode):
                 )
             negative = encode(clip, "")
         shape = latent_shape(model, width, height, latent, dataset)
-        shards = None if dataset is None else [Path(p) for p in dataset["shards"]]
         node = cls.hidden.unique_id if cls.hidden else None
         with Monitor(node, run_name, folder, config) as monitor:
-            distil(model, config, positive, negative, shape, folder, monitor, vae=vae, shards=shards)
+            distil(model, config, positive, negative, shape, folder, monitor, vae=vae, dataset=dataset)
             path = publish(folder, run_name)
             monitor.message = f"saved as loras/{path.name}"
-        tensors, _ = load_lora(path)
+        tensors = LoraModel(*load_lora(path))
         student, _, lines = apply(model, None, read(str(path)), 1.0)
         show("\n".join([monitor.summary(), *lines]), node)
         losses = [torch.tensor(r["loss"]) for r in read_log(folder / "log.jsonl")]
@@ -401,9 +461,17 @@ class TCDDistill(io.ComfyNode):
         return io.NodeOutput(student, tensors, str(path), picture(folder), {"loss": losses}, ui=shown)
 
 
+class LoraModel(dict[str, Tensor]):
+    """The host's LORA_MODEL, which is a dict of tensors, with the file's metadata beside it."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        super().__init__(tensors)
+        self.metadata = dict(metadata)
+
+
 def publish(folder: Path, name: str) -> Path:
     """A copy of the run's LoRA in output/loras, which every list of LoRAs shows; whole or not at all."""
-    path = Path(folder_paths.get_output_directory()) / "loras" / f"{name}.safetensors"
+    path = loras_folder() / f"{name}.safetensors"
     tensors, metadata = load_tensors(folder / LORA)
     save_tensors(path, tensors, metadata)
     return path

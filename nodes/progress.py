@@ -37,6 +37,7 @@ class Monitor:
         self.losses = [(r["step"], r["loss"]) for r in read_log(folder / "log.jsonl")]
         self.state, self.message = "starting", "encoding the prompts, the teacher's first trajectories"
         self.images: list[dict[str, Any]] = self._pictures()
+        self.plan = ""  # what the training needs and how it was made to fit
 
     def __enter__(self) -> Monitor:
         self.send(force=True)
@@ -44,7 +45,7 @@ class Monitor:
 
     def __call__(self, step: int, loss: float) -> None:
         self.first = self.first or (step - 1, time.monotonic())
-        self.state, self.step, self.loss, self.message = "training", step, loss, ""
+        self.state, self.step, self.loss, self.message = "training", step, loss, self.plan
         self.losses.append((step, loss))
         new = self._pictures() if step % self.config.validate_every == 0 else self.images
         preview = self._preview(new[-1]) if len(new) > len(self.images) else None

@@ -61,7 +61,11 @@ class State:
         if "progress" not in metadata:
             raise ValueError(f"{self.path}: not a checkpoint of a run; move it away or choose another folder")
         progress = json.loads(metadata["progress"])
-        changed = [k for k, v in self.config.as_dict().items() if progress["config"].get(k) != v]
+        before, now = progress["config"], self.config.as_dict()
+        changed = [k for k, v in now.items() if before.get(k) != v]
+        if before["batch"] * before["accumulation"] == now["batch"] * now["accumulation"]:
+            # The same samples, cut otherwise: a run may go on in smaller parts on a smaller card.
+            changed = [k for k in changed if k not in ("batch", "accumulation")]
         if changed:
             raise ValueError(
                 f"{self.path.parent}: holds a run with other settings ({', '.join(changed)}); use the "

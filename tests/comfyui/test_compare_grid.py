@@ -61,6 +61,14 @@ def test_every_cell_is_what_the_sampler_makes_of_its_settings(
         computed = [float((x - levels[0]).square().mean().sqrt()) for x in levels[1:]]
         assert far == pytest.approx(computed, abs=1e-3)
     assert [r["recommended"] for r in table].count("yes") == (reference is not None)
+    progress = [value for value, _, _ in found["bar"]]
+    total = sum(int(row["steps"]) for row in rows(found["csv"]))
+    assert (
+        progress == sorted(progress)
+        and {of for _, of, _ in found["bar"]} == {total}
+        and progress[-1] == total
+    )
+    assert sum(preview for _, _, preview in found["bar"]) == len(rows(found["csv"]))
     (file,) = (tmp_path / "tcd_compare").glob("*.csv")
     assert file.read_text("utf-8") == found["csv"] and file.with_suffix(".png").is_file()
 

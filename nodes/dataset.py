@@ -1,0 +1,222 @@
+"""TCD Dataset: pictures with captions, encoded once, as training data in place of the teacher's own pictures.
+
+A caption is a text file beside the picture, of the same name. What the VAE and the text encoder make of them
+is kept in safetensors shards in output/tcd_datasets, by their weights: with others, it is made again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.v0_0_2 import io
+from torch import Tensor
+
+from ..training.checkpoint import load_tensors, save_tensors, write_text
+from .api import schema
+from .backbone import fingerprint
+from .lora import show
+from .runs import DATASETS, NAME, inside_input
+
+Dataset = io.Custom("TCD_DATASET")
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+SHARD = 256
+"""Pictures a shard."""
+TEXT = "text."
+SHOWN = 20
+
+
+def captioned(folder: Path, width: int, height: int) -> tuple[list[tuple[Path, str]], list[str]]:
+    """The pictures that can be used, with their captions, and what is wrong with the others."""
+    good: list[tuple[Path, str]] = []
+    wrong: list[str] = []
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES):
+        fault = picture_fault(path, width, height)
+        text = path.with_suffix(".txt")
+        caption = text.read_text("utf-8", errors="replace").strip() if text.is_file() else ""
+        if fault is None and not caption:
+            fault = f"its caption {text.name} is {'empty' if text.is_file() else 'missing'}"
+        if fault is None:
+            good.append((path, " ".join(caption.split())))
+        else:
+            wrong.append(f"{path.name}: {fault}")
+    return good, wrong
+
+
+def picture_fault(path: Path, width: int, height: int) -> str | None:
+    """What is wrong with a picture: no picture, cut off, or smaller than it is wanted."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            size = image.size
+    except (OSError, SyntaxError, ValueError) as error:
+        return f"cannot be read as a picture ({error})"
+    if size[0] < width or size[1] < height:
+        return f"{size[0]}x{size[1]} pixels, smaller than {width}x{height}"
+    return None
+
+
+def pixels(path: Path, width: int, height: int) -> Tensor:
+    """A picture as the host has them, `[1, H, W, 3]`: scaled to cover the size, cut to it in the middle."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as opened:
+        image = ImageOps.fit(
+            ImageOps.exif_transpose(opened).convert("RGB"), (width, height), Image.Resampling.LANCZOS
+        )
+    return torch.from_numpy(np.asarray(image).astype(np.float32) / 255)[None]
+
+
+def text_tensors(conditioning: Sequence[Any], caption: str) -> dict[str, Tensor]:
+    """What the text encoder made of one caption: `cross_attn`, and the tensors beside it."""
+    if len(conditioning) != 1:
+        raise ValueError(f"the caption {caption[:60]!r} has a schedule of prompts; use plain text")
+    cross, extra = conditioning[0]
+    tensors = {k: v for k, v in extra.items() if isinstance(v, Tensor)}
+    return {"cross_attn": cross, **tensors}
+
+
+def conditioning_of(shard: Mapping[str, Tensor], row: int) -> list[Any]:
+    """One caption of a shard as the host's CONDITIONING entry."""
+    extra = {k.removeprefix(TEXT): v[row : row + 1] for k, v in shard.items() if k.startswith(TEXT)}
+    return [extra.pop("cross_attn"), extra]
+
+
+def shards_of(dataset: Mapping[str, Any]) -> Iterator[tuple[Tensor, list[Any]]]:
+    """The VAE's latents and the CONDITIONING of each shard."""
+    for path in dataset["shards"]:
+        tensors, _ = load_tensors(Path(path))
+        rows = range(len(tensors["latents"]))
+        yield tensors["latents"], [conditioning_of(tensors, row) for row in rows]
+
+
+def encode_shard(
+    items: Sequence[tuple[Path, str]], vae: Any, clip: Any, size: tuple[int, int], bar: Any
+) -> Any:
+    """Tensors of one shard; texts of unlike length are repeated to the longest, as the host does."""
+    latents: list[Tensor] = []
+    texts: list[dict[str, Tensor]] = []
+    for path, caption in items:
+        latents.append(vae.encode(pixels(path, *size)[..., :3]).float().cpu())
+        texts.append(text_tensors(clip.encode_from_tokens_scheduled(clip.tokenize(caption)), caption))
+        bar.update(1)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+    kinds = {tuple(sorted(text)) for text in texts}
+    if len(kinds) > 1:
+        raise ValueError(f"the text encoder answers in unlike ways: {sorted(kinds)}; use plain captions")
+    return {"latents": torch.cat(latents)} | {TEXT + k: _stacked([t[k] for t in texts]) for k in texts[0]}
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    longest = max(t.shape[1] for t in tensors)
+    if any(longest % t.shape[1] for t in tensors):
+        raise ValueError("captions are of unlike length, which cannot be made alike; shorten the longest")
+    rows = [t.repeat(1, longest // t.shape[1], *([1] * (t.ndim - 2))) for t in tensors]
+    return torch.cat(rows).float().cpu()
+
+
+def encoded(folder: Path, items: list[tuple[Path, str]], vae: Any, clip: Any, size: tuple[int, int]) -> Path:
+    """The folder of shards of `items`: made, or found as it was made before."""
+    made_from = {
+        "vae": fingerprint(vae.first_stage_model if hasattr(vae, "first_stage_model") else vae.model),
+        "clip": fingerprint(clip.cond_stage_model),
+        "size": list(size),
+        "files": [[p.name, p.stat().st_mtime_ns, p.stat().st_size, caption] for p, caption in items],
+    }
+    key = sha256(json.dumps(made_from).encode()).hexdigest()
+    name = folder.name if NAME.fullmatch(folder.name) else "pictures"
+    target = Path(folder_paths.get_output_directory()) / DATASETS / f"{name}-{key[:12]}"
+    done = target / "dataset.json"  # written last
+    if done.is_file() and json.loads(done.read_text("utf-8")) == made_from:
+        return target
+    bar = comfy.utils.ProgressBar(len(items))
+    for first in range(0, len(items), SHARD):
+        part = items[first : first + SHARD]
+        tensors = encode_shard(part, vae, clip, size, bar)
+        save_tensors(target / f"shard-{first // SHARD:05d}.safetensors", tensors, {"count": str(len(part))})
+    write_text(done, json.dumps(made_from))
+    return target
+
+
+def folders() -> list[str]:
+    """The folders below the input folder."""
+    root = Path(folder_paths.get_input_directory())
+    found = sorted(p.relative_to(root).as_posix() for p in root.glob("*/")) if root.is_dir() else []
+    return found or ["(put a folder of pictures into ComfyUI's input folder)"]
+
+
+class TCDDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="TCD_Dataset",
+            display_name="TCD Dataset",
+            category="TCD/training",
+            description="Pictures with captions (picture.png, picture.txt) of a folder in ComfyUI's input "
+            "folder, encoded once, for TCD Distill. Not needed: without it, TCD Distill learns from the "
+            "teacher's own pictures.",
+            search_aliases=["tcd", "dataset", "data set", "images", "captions", "train"],
+            inputs=[
+                io.Combo.Input("folder", options=folders(), tooltip="In ComfyUI's input folder."),
+                io.Vae.Input("vae", tooltip="The model's own."),
+                io.Clip.Input("clip", tooltip="The model's own; encodes the captions."),
+                io.Int.Input(
+                    "width", default=1024, min=8, max=8192, step=8, tooltip="In pixels. Pictures are scaled "
+                    "down to cover the size and cut in the middle."
+                ),
+                io.Int.Input("height", default=1024, min=8, max=8192, step=8, tooltip="In pixels."),
+                io.Combo.Input(
+                    "faulty",
+                    options=["stop", "skip"],
+                    default="stop",
+                    tooltip="With pictures that cannot be read or are too small, and those without a "
+                    "caption: stop and name them, or leave them out and name them in the report.",
+                ),
+            ],
+            outputs=[
+                Dataset.Output(display_name="dataset", tooltip="For TCD Distill."),
+                io.String.Output(display_name="report", tooltip="What is in it, and what was left out."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str = "", **_: Any) -> str:
+        root = inside_input(folder, "folder") if folder else None
+        if root is None or not root.is_dir():
+            return folder
+        stats = [(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(root.iterdir())]
+        return sha256(repr(stats).encode()).hexdigest()
+
+    @classmethod
+    def execute(cls, folder: str, vae: Any, clip: Any, width: int, height: int, faulty: str) -> io.NodeOutput:
+        root = inside_input(folder, "folder")
+        items, wrong = captioned(root, width, height)
+        listed = "\n".join(wrong[:SHOWN] + [f"and {len(wrong) - SHOWN} more"] * (len(wrong) > SHOWN))
+        if wrong and faulty == "stop":
+            raise ValueError(
+                f"folder {folder!r}: {len(wrong)} pictures cannot be used; mend them, or set faulty to "
+                f"skip:\n{listed}"
+            )
+        if not items:
+            raise ValueError(f"folder {folder!r} has no picture with a caption that can be used\n{listed}")
+        target = encoded(root, items, vae, clip, (width, height))
+        shards = sorted(str(p) for p in target.glob("shard-*.safetensors"))
+        latents = load_tensors(Path(shards[0]))[0]["latents"]
+        report = f"{len(items)} pictures, {len(wrong)} left out"
+        text = f"{report}\n{listed}" if wrong else report
+        show(text, cls.hidden.unique_id if cls.hidden else None)
+        return io.NodeOutput({"shards": shards, "latent_shape": list(latents.shape[1:])}, text)
+
+
+NODES: list[type[io.ComfyNode]] = [TCDDataset]

@@ -1,0 +1,311 @@
+"""Runs in ComfyUI's interpreter: TCD_Distill and its companions on tiny models, in inference mode.
+
+    python distill_inside.py COMFYUI PACK HOME
+
+Asked and answered as by comfyui_worker.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import traceback
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfyui_worker import receive, send
+from torch import Tensor
+
+SETTINGS = (
+    "trajectories = 4\nvalidation_prompts = 1\nvalidate_every = {steps}\nsave_every = 1\nskip = 100\n{more}"
+)
+
+
+def node(name: str) -> Any:
+    import nodes
+
+    return nodes.NODE_CLASS_MAPPINGS[name]
+
+
+def run(node_id: str, **given: Any) -> Any:
+    """A node as the executor calls it."""
+    from comfy_api.v0_0_2 import io
+
+    hidden = {io.Hidden.unique_id: "7"}
+    made = node(node_id).PREPARE_CLASS_CLONE({**hidden, "hidden_inputs": hidden})
+    return made.execute(**given).args
+
+
+def pack(module: str) -> Any:
+    return sys.modules[node("TCD_Distill").__module__.replace(".distill", f".{module}")]
+
+
+def base(kind: str) -> Any:
+    import distill_models
+
+    return distill_models.base(kind)
+
+
+def text(kind: str, seed: int, count: int = 1) -> Any:
+    import distill_models
+
+    return distill_models.text(kind, seed, count)
+
+
+def state(patcher: Any) -> dict[str, Any]:
+    """All that a training could leave on a shared model."""
+    model = patcher.model
+    hashed = sha256()
+    for name, value in model.state_dict().items():
+        hashed.update(name.encode() + value.detach().contiguous().float().numpy().tobytes())
+    parameters = list(model.named_parameters())
+    return {
+        "weights": hashed.hexdigest(),
+        "modules": [f"{n} {type(m).__name__}" for n, m in model.named_modules()],
+        "parameters": [(n, p.requires_grad, p.is_inference(), p.grad is None) for n, p in parameters],
+        "ids": [id(p) for p in model.parameters()],
+        "patches": sorted(patcher.patches),
+        "hooks": sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()),
+        "training": [n for n, m in model.named_modules() if m.training],
+        "peft": hasattr(model.diffusion_model, "peft_config"),
+    }  # fmt: skip
+
+
+def given(kind: str, name: str, steps: int = 3, more: str = "", **other: Any) -> dict[str, Any]:
+    """The inputs of TCD_Distill for a tiny run."""
+    inputs = {
+        "model": other.pop("patcher", None) or base(kind).clone(),
+        "prompts": "",
+        "run_name": name,
+        "steps": steps,
+        "batch": 2,
+        "rank": 4,
+        "learning_rate": 1e-3,
+        "cfg_min": 3.0,
+        "cfg_max": 5.0,
+        "s_range": "uniform",
+        "preset": "sd15",
+        "seed": 1,
+        "width": 64,
+        "height": 64,
+        "conditioning": text(kind, 1, 3),
+        "negative": text(kind, 2),
+        "settings": SETTINGS.format(steps=steps, more=more),
+    }
+    return {**inputs, **other}
+
+
+def sampled(patcher: Any, kind: str, steps: int = 4) -> Tensor:
+    """A picture's latent by the pack's sampler."""
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    positive, negative = text(kind, 3), text(kind, 2)
+    return run(
+        "TCD_KSampler", model=patcher, seed=5, steps=steps, cfg=1.0, gamma=0.3, positive=positive,
+        negative=negative, latent_image=latent, denoise=1.0,
+    )[0]["samples"]  # fmt: skip
+
+
+def distilled(kind: str, name: str, **other: Any) -> dict[str, Any]:
+    """A run through the node, and all that can be seen of it."""
+    import comfy.sd
+    import comfy.utils
+
+    patcher = base(kind).clone()
+    before, plain = state(patcher), sampled(patcher, kind)
+    found = state(patcher)
+    model, lora, path, image, losses = run("TCD_Distill", **given(kind, name, patcher=patcher, **other))
+    after = state(patcher)
+    student = sampled(model, kind)
+    again = sampled(patcher, kind)
+    file = comfy.utils.load_torch_file(path)
+    by_core, _ = comfy.sd.load_lora_for_models(patcher, None, file, 1.0, 0)
+    in_memory, _ = comfy.sd.load_lora_for_models(patcher, None, lora, 1.0, 0)
+    layers = {k.rsplit(".", 2)[0] for k in file if k.endswith("lora_up.weight")}
+    return {
+        "changed by sampling": [k for k in before if before[k] != found[k]],
+        "changed by training": [k for k in found if found[k] != after[k]],
+        "plain": plain,
+        "again": again,
+        "student": student,
+        "core": sampled(by_core, kind),
+        "memory": sampled(in_memory, kind),
+        "patched by core": len(by_core.patches),
+        "layers": len(layers),
+        "path": path,
+        "image": image,
+        "losses": [float(x) for x in losses["loss"]],
+        "metadata": dict(getattr(lora, "metadata", {})),
+    }
+
+
+def refused(kind: str, name: str, break_at: str = "", **other: Any) -> dict[str, Any]:
+    """A run that must fail: its error, and whether the model is as before."""
+    import comfy.model_management as management
+
+    patcher = base(kind).clone()
+    with torch.inference_mode():
+        management.load_models_gpu([patcher])
+    before = state(patcher)
+    backbone = pack("backbone")
+    real, calls = backbone.HostBackbone._apply, [0]
+
+    def failing(self: Any, *args: Any) -> Tensor:
+        calls[0] += 1
+        if calls[0] == other_at:
+            if break_at == "error":
+                raise RuntimeError("the card fell out")
+            management.interrupt_current_processing(True)
+        return real(self, *args)
+
+    other_at = other.pop("at", 0)
+    backbone.HostBackbone._apply = failing
+    try:
+        run("TCD_Distill", **given(kind, name, patcher=patcher, **other))
+        error = ""
+    except BaseException as caught:
+        error = f"{type(caught).__name__}: {caught}"
+    finally:
+        backbone.HostBackbone._apply = real
+        management.interrupt_current_processing(False)
+    return {
+        "error": error,
+        "changed": [k for k in before if before[k] != state(patcher)[k]],
+        "calls": calls[0],
+    }
+
+
+def opened(kind: str, count: int, patcher: Any = None) -> Any:
+    patcher = patcher or base(kind).clone()
+    backbone = pack("backbone")
+    with backbone.ready(patcher):
+        made = backbone.HostBackbone(patcher, (4, 8, 8), lambda x: x)
+        cond = made.encode(text(kind, 1, count))
+        uncond = made.encode(text(kind, 2), uncond=True)
+        yield made, cond, uncond
+
+
+def rows(kind: str, count: int = 3) -> dict[str, Any]:
+    """Predictions of a batch of unlike prompts, times and states, and of its items alone."""
+    for made, cond, _ in opened(kind, count):
+        x = torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+        flow = made.flow
+        t = torch.linspace(0.2, 0.9, count, dtype=torch.float64) * (1.0 if flow else 999.0)
+        now = made.schedule.point(t)
+        with torch.no_grad():
+            both = made.predictor(cond)(x, now, now)
+            alone = []
+            for i in range(count):
+                at = made.schedule.point(t[i : i + 1])
+                part = {k: v[i : i + 1] for k, v in cond.items()}
+                alone.append(made.predictor(part)(x[i : i + 1], at, at))
+        return {
+            "batch": both,
+            "alone": tuple(torch.cat(p) for p in zip(*alone, strict=True)),
+            "x": x,
+            "level": tuple(v.float() for v in now.level),
+        }
+    return {}
+
+
+def guided_like_the_host(kind: str) -> dict[str, Tensor]:
+    """x0 of one prompt by the bridge, and by the host's own path of a sampling."""
+    import comfy.samplers
+
+    for made, cond, _ in opened(kind, 1):
+        t = 0.6 if made.flow else 599.0
+        now = made.schedule.point(torch.tensor([t], dtype=torch.float64))
+        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            ours = made.predictor(cond)(x, now, now)[0]
+        alpha, sigma = (float(v) for v in now.level)
+    patcher = base(kind).clone()
+    state_ = x if made.flow else x / alpha
+    level = sigma if made.flow else sigma / alpha
+    guider = comfy.samplers.CFGGuider(patcher)
+    guider.set_conds(text(kind, 1), text(kind, 2))
+    guider.set_cfg(1.0)
+    seen: dict[str, Tensor] = {}
+
+    class Once(comfy.samplers.Sampler):
+        def sample(self, model_wrap: Any, sigmas: Any, extra_args: Any, *_: Any, **__: Any) -> Tensor:
+            seen["x0"] = model_wrap(state_, torch.tensor([level]), **extra_args)
+            return state_
+
+    guider.sample(torch.zeros_like(x), torch.zeros_like(x), Once(), torch.tensor([level, 0.0]), seed=1)
+    return {"ours": ours, "host": seen["x0"]}
+
+
+def schedule(kind: str) -> dict[str, Tensor]:
+    """Levels of the schedule that the loss is taken on, and the model's own sigmas."""
+    patcher = base(kind)
+    made = pack("backbone").schedule_of(patcher.get_model_object("model_sampling"))
+    times = torch.tensor([0.0, 19.0, 499.0, 999.0], dtype=torch.float64)
+    alpha, sigma = made.point(times).level
+    sigmas = patcher.model.model_sampling.sigmas
+    return {"sigma_hat": sigma / alpha, "host": sigmas[times.long()].double()}
+
+
+def saved(name: str, form: str, path: str = "", tensors: Any = None, notes: str = "") -> str:
+    return run("TCD_SaveLora", name=name, format=form, path=path, lora=tensors, notes=notes)[0]
+
+
+def dataset(folder: str, faulty: str = "stop", width: int = 16, height: int = 16) -> Any:
+    _, clip, vae, _ = run("TCD_EmbeddedModel", lora="none", batch_size=1)
+    return run("TCD_Dataset", folder=folder, vae=vae, clip=clip, width=width, height=height, faulty=faulty)
+
+
+def from_dataset(folder: str, name: str, steps: int = 2) -> dict[str, Any]:
+    model, clip, _, _ = run("TCD_EmbeddedModel", lora="none", batch_size=1)
+    data, _ = dataset(folder)
+    inputs = given("", name, steps=steps, patcher=model, conditioning=None, negative=None, clip=clip)
+    inputs["preset"], inputs["dataset"] = "embedded", data
+    _, lora, path, _, losses = run("TCD_Distill", **inputs)
+    return {"path": path, "losses": [float(x) for x in losses["loss"]], "keys": len(lora)}
+
+
+def embedded(name: str, prompts: str, **other: Any) -> dict[str, Any]:
+    """The shipped teacher distilled through the bridge."""
+    model, clip, vae, _ = run("TCD_EmbeddedModel", lora="none", batch_size=1)
+    inputs = given("", name, patcher=model, conditioning=None, negative=None, clip=clip, vae=vae)
+    inputs |= {"preset": "embedded", "prompts": prompts, "width": 16, "height": 16, **other}
+    inputs["latent"] = {"samples": torch.zeros(1, 8, 4, 4)}
+    _, lora, path, image, losses = run("TCD_Distill", **inputs)
+    return {"lora": dict(lora), "path": path, "losses": [float(x) for x in losses["loss"]], "image": image}
+
+
+def latest(node_id: str) -> Any:
+    return pack("progress").latest(node_id)
+
+
+def main() -> None:
+    host, folder, home = sys.argv[1:4]
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    torch.set_num_threads(1)
+    sys.argv = ["main.py", "--cpu", "--base-directory", home]
+    sys.path.insert(0, host)
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import folder_paths
+    import nodes
+
+    for name in ("input", "output", "temp"):
+        (Path(home) / name).mkdir(parents=True, exist_ok=True)
+    folder_paths.set_temp_directory(str(Path(home) / "temp"))
+    send(answers, [asyncio.run(nodes.load_custom_node(folder)), None])
+    while (message := receive(sys.stdin.buffer)) is not None:
+        name, arguments = message
+        try:
+            with torch.inference_mode():
+                answer = [globals()[name](**arguments), None]
+        except BaseException:
+            answer = [None, traceback.format_exc()]
+        send(answers, answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Tiny models of the host's own classes to distil: Stable Diffusion's, SDXL's, Flux's and SD3's layout."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+import comfy.ldm.flux.model
+import comfy.model_base
+import comfy.model_patcher
+import comfy.supported_models
+import comfyui_inside
+import torch
+
+FLUX: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "vec_in_dim": 16,
+    "context_in_dim": 16,
+    "hidden_size": 32,
+    "mlp_ratio": 2.0,
+    "num_heads": 2,
+    "depth": 1,
+    "depth_single_blocks": 1,
+    "axes_dim": [4, 6, 6],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "txt_ids_dims": [],
+}
+SD3 = {
+    "in_channels": 4,
+    "patch_size": 2,
+    "depth": 1,
+    "input_size": None,
+    "adm_in_channels": 16,
+    "context_embedder_config": {
+        "target": "torch.nn.Linear",
+        "params": {"in_features": 16, "out_features": 64},
+    },
+    "num_patches": 64,
+    "pos_embed_max_size": 8,
+    "pos_embed_scaling_factor": None,
+    "context_size": 16,
+}  # fmt: skip
+POOLED = {"flux": 16, "sd3": 16, "sdxl": 1280}
+
+
+def _network(kind: str) -> Any:
+    known, config = comfy.supported_models, comfyui_inside.UNET
+    if kind == "flux":
+        given = {f.name for f in fields(comfy.ldm.flux.model.FluxParams)}
+        config = {k: v for k, v in FLUX.items() if k in given} | {"dtype": torch.float32}
+        made = known.Flux({**config, "image_model": "flux"})
+        made.latent_format = comfy.latent_formats.SD15()  # of four channels
+        return comfy.model_base.Flux(made)
+    if kind == "sd3":
+        made = known.SD3({**SD3, "dtype": torch.float32})
+        made.latent_format = comfy.latent_formats.SD15()
+        return comfy.model_base.SD3(made)
+    made = known.SDXL({**config, "adm_in_channels": 2816, "num_classes": "sequential"})
+    made.unet_config.update(num_heads=4, num_head_channels=-1)
+    return comfy.model_base.SDXL(made)
+
+
+@cache
+def base(kind: str) -> Any:
+    """A ModelPatcher of random weights, made in inference mode as the host's loaders do; one per kind."""
+    if kind not in POOLED:
+        with torch.inference_mode():
+            return comfyui_inside.base(kind)
+    with torch.inference_mode():
+        network = _network(kind)
+        generator = torch.Generator().manual_seed(5)
+        for _, weight in sorted(network.diffusion_model.named_parameters()):
+            scale = 1 / max(weight[0].numel(), 1) ** 0.5 if weight.ndim > 1 else 0.1
+            weight.data = torch.randn(weight.shape, generator=generator) * scale + (weight.ndim == 1)
+        network.eval().requires_grad_(False)
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(network, load_device=cpu, offload_device=cpu)
+
+
+def text(kind: str, seed: int, count: int = 1) -> Any:
+    """A CONDITIONING of `count` entries, each with the pooled text that the model wants."""
+    generator = torch.Generator().manual_seed(seed)
+    rows: list[Any] = []
+    for _ in range(count):
+        extra = {}
+        if kind in POOLED:
+            extra["pooled_output"] = torch.randn(1, POOLED[kind], generator=generator)
+        rows.append([torch.randn(1, 7, 16, generator=generator), extra])
+    return rows

@@ -1,0 +1,304 @@
+"""TCD_Distill, TCD_Dataset and TCD_SaveLora on tiny models of every kind, as the executor calls them.
+
+B14 to B18 and B24 to B28 are defects of other trainers that are named in the design notes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comfyui_worker import receive, send
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from comfyui_tcd.embedded.model import EmbeddedModel
+from comfyui_tcd.training.config import DistillConfig
+from comfyui_tcd.training.report import read_log
+from comfyui_tcd.training.run import train
+
+pytestmark = pytest.mark.comfyui
+Inside = Callable[..., Any]
+KINDS = ["epsilon", "v", "v+zsnr", "sdxl", "flux", "sd3"]
+VP = ["epsilon", "v", "v+zsnr"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("a home of ComfyUI")  # with spaces: B27
+
+
+@pytest.fixture(scope="module")
+def inside(host: Any, pack: Path, home: Path) -> Generator[Inside]:
+    log = home / "log.txt"
+    command = [host.python, Path(__file__).with_name("distill_inside.py"), host.path, pack, home]
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(
+            command,
+            cwd=host.path,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        ) as process,
+    ):
+        questions, answers = process.stdin, process.stdout
+        assert questions and answers
+
+        def answer() -> Any:
+            message = receive(answers)
+            assert message is not None, f"the worker died:\n{log.read_text()[-3000:]}"
+            if message[1]:
+                raise RuntimeError(message[1])
+            return message[0]
+
+        def call(function: str, **arguments: Any) -> Any:
+            send(questions, [function, arguments])
+            return answer()
+
+        assert answer(), log.read_text()[-3000:]
+        yield call
+        questions.close()
+
+
+def near(a: torch.Tensor, b: torch.Tensor, within: float = 1e-4) -> bool:
+    return float((a - b).abs().max()) <= within * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_distilled_sampled_saved_and_nothing_left_on_the_model(inside: Inside, kind: str):
+    """Sample, train, sample in one prompt (B26); every kind of prediction (B14, B17, B18)."""
+    found = inside("distilled", kind=kind, name=f"whole {kind}".replace("+", "-"))
+    assert found["changed by training"] == [] == found["changed by sampling"]
+    assert torch.equal(found["plain"], found["again"])
+    assert not torch.equal(found["plain"], found["student"])
+    assert near(found["core"], found["student"]) and near(found["memory"], found["student"])
+    assert found["patched by core"] == found["layers"] > 10  # no key without a weight
+    assert len(found["losses"]) == 3 and all(x > 0 for x in found["losses"])
+    assert found["image"].shape[1:] == (8, 40, 3) and float(found["image"].std()) > 0
+
+
+def test_the_file_says_what_it_is_and_keeps_alpha(inside: Inside, home: Path):
+    """B24."""
+    found = inside("distilled", kind="sd3", name="told")
+    with safe_open(found["path"], "pt") as file:
+        metadata = file.metadata()
+        alphas = {float(file.get_tensor(k)) for k in file.keys() if k.endswith(".alpha")}  # noqa: SIM118
+    assert alphas == {4.0} and metadata["ss_network_alpha"] == "4.0" and metadata["ss_network_dim"] == "4"
+    assert metadata["tcd.teacher"] == "SD3" and len(metadata["tcd.teacher_hash"]) == 64
+    assert json.loads(metadata["tcd.steps"]) == 3
+    assert found["metadata"] == metadata
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_of_a_batch_are_not_mixed(inside: Inside, kind: str):
+    found = inside("rows", kind=kind)
+    for both, alone in zip(found["batch"], found["alone"], strict=True):
+        assert near(both, alone)
+    first, second = found["batch"][0][:2]
+    assert not torch.allclose(first, second, rtol=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bridge_says_what_the_hosts_sampling_says(inside: Inside, kind: str):
+    """The size and pooled text of SDXL (B17), v, and velocity (B18) go through the host's own code."""
+    found = inside("guided_like_the_host", kind=kind)
+    assert near(found["ours"], found["host"], 1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_x0_and_eps_are_those_of_the_state(inside: Inside, kind: str):
+    found = inside("rows", kind=kind)
+    (x0, eps), (alpha, sigma) = found["batch"], (v[:, None, None, None] for v in found["level"])
+    assert near(alpha * x0 + sigma * eps, found["x"], 1e-4)
+
+
+@pytest.mark.parametrize("kind", VP)
+def test_the_schedule_is_the_models_own(inside: Inside, kind: str):
+    """B15: the zero terminal SNR of a model is kept."""
+    found = inside("schedule", kind=kind)
+    assert torch.allclose(found["sigma_hat"], found["host"], rtol=1e-5)
+    if kind == "v+zsnr":
+        assert float(found["sigma_hat"][-1]) > 1000
+
+
+@pytest.mark.parametrize(
+    ("break_at", "at"), [("error", 15), ("error", 30), ("interrupt", 15), ("interrupt", 30)]
+)
+def test_an_error_and_an_interrupt_leave_the_model_alone(inside: Inside, break_at: str, at: int):
+    broken = inside("refused", kind="epsilon", name=f"{break_at}-{at}", break_at=break_at, at=at)
+    wanted = "the card fell out" if break_at == "error" else "InterruptProcessing"
+    assert wanted in broken["error"] and broken["calls"] == at
+    assert broken["changed"] == []
+    told = inside("latest", node_id="7")
+    assert told["state"] == ("failed" if break_at == "error" else "stopped")
+
+
+def test_a_stopped_run_goes_on_to_the_weights_of_an_unbroken_one(inside: Inside, home: Path):
+    """B25: with its optimizer, whatever the file's name."""
+    whole = inside("distilled", kind="sd3", name="unbroken")
+    broken = inside("refused", kind="sd3", name="broken", break_at="interrupt", at=16)
+    assert "Interrupt" in broken["error"]
+    records = read_log(home / "output/tcd_training/broken/log.jsonl")
+    assert 0 < records[-1]["step"] < 3
+    kept = load_file(home / "output/tcd_training/broken/lora.safetensors")
+    assert any(bool(v.any()) for k, v in kept.items() if "lora_up" in k)
+    again = inside("distilled", kind="sd3", name="broken")
+    a, b = load_file(whole["path"]), load_file(again["path"])
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert again["losses"] == whole["losses"]
+
+
+def test_a_finished_run_is_not_trained_again(inside: Inside, home: Path):
+    first = inside("distilled", kind="sd3", name="once")
+    log = home / "output/tcd_training/once/log.jsonl"
+    before = log.read_text()
+    second = inside("distilled", kind="sd3", name="once")
+    assert log.read_text() == before and second["losses"] == first["losses"]
+    assert torch.equal(first["student"], second["student"])
+
+
+def test_a_run_with_other_settings_prompts_or_model_is_refused(inside: Inside):
+    inside("distilled", kind="sd3", name="mine")
+    for given, named in (({"seed": 2}, "seed"), ({"rank": 8}, "rank"), ({"width": 128}, "size")):
+        assert named in inside("refused", kind="sd3", name="mine", **given)["error"]
+    other = inside("refused", kind="flux", name="mine")
+    assert "another model" in other["error"] and other["changed"] == []
+
+
+def test_the_same_steps_from_smaller_forwards(inside: Inside):
+    whole = inside("distilled", kind="sd3", name="of two")
+    parts = inside("distilled", kind="sd3", name="one by one", batch=1, more="accumulation = 2")
+    a, b = load_file(whole["path"]), load_file(parts["path"])
+    assert all(near(a[k].float(), b[k].float(), 1e-3) for k in a)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"run_name": "../up"}, "run_name"),
+        ({"run_name": "a/b"}, "run_name"),
+        ({"conditioning": None}, "no prompts"),
+        ({"conditioning": None, "prompts": "a cat"}, "clip is not connected"),
+        ({"negative": None}, "negative is not connected"),
+        ({"prompts_file": "../secret.txt"}, "input folder"),
+        ({"width": 60}, "multiples of 8"),
+        ({"settings": "colour = 1"}, "colour"),
+        ({"settings": "steps ="}, "not valid TOML"),
+        ({"rank": 999}, "rank 999"),
+    ],
+)
+def test_wrong_input_is_named(inside: Inside, given: dict[str, Any], named: str):
+    found = inside("refused", kind="epsilon", name="wrong", **given)
+    assert named in found["error"] and found["changed"] == [] and found["calls"] == 0
+
+
+def test_images_to_images_are_refused(inside: Inside):
+    assert "IMG_TO_IMG" in inside("refused", kind="image to image", name="edit")["error"]
+
+
+def test_what_the_page_is_told(inside: Inside):
+    inside("distilled", kind="sd3", name="panel")
+    told = inside("latest", node_id="7")
+    assert {"node", "run", "state", "step", "steps", "loss", "samples_per_second", "seconds_left"} <= set(
+        told
+    )
+    assert told["node"] == "7" and told["run"] == "panel" and told["state"] == "done"
+    assert told["step"] == told["steps"] == 3 and [p[0] for p in told["losses"]] == [1, 2, 3]
+    image = told["images"][-1]
+    assert image == {
+        "step": 3, "filename": "step-000003.png", "subfolder": "tcd_training/panel", "type": "output",
+    }  # fmt: skip
+    json.dumps(told)
+
+
+@pytest.fixture
+def pictures(home: Path) -> Path:
+    from PIL import Image
+
+    folder = home / "input" / "my pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(4):
+        Image.new("RGB", (20 + i, 18), (60 * i, 10, 200)).save(folder / f"p{i}.png")
+        (folder / f"p{i}.txt").write_text("red hair, glasses" if i % 2 else "hat\n")
+    return folder
+
+
+def test_faulty_pictures_are_named(inside: Inside, pictures: Path):
+    from PIL import Image
+
+    (pictures / "broken.png").write_bytes(b"\x89PNG no more")
+    Image.new("RGB", (8, 30)).save(pictures / "small.png")
+    Image.new("RGB", (30, 30)).save(pictures / "bare.png")
+    Image.new("RGB", (30, 30)).save(pictures / "empty.png")
+    (pictures / "empty.txt").write_text(" \n")
+    faults = ("broken.png: cannot be read", "small.png: 8x30", "bare.txt is missing", "empty.txt is empty")
+    try:
+        with pytest.raises(RuntimeError) as error:
+            inside("dataset", folder="my pictures")
+        assert all(fault in str(error.value) for fault in faults)
+        data, report = inside("dataset", folder="my pictures", faulty="skip")
+        assert report.startswith("4 pictures, 4 left out") and all(fault in report for fault in faults)
+        assert load_file(data["shards"][0])["latents"].shape == (4, 8, 4, 4)
+    finally:
+        for name in ("broken.png", "small.png", "bare.png", "empty.png", "empty.txt"):
+            (pictures / name).unlink()
+    with pytest.raises(RuntimeError, match="input folder"):
+        inside("dataset", folder="../..")
+
+
+def test_a_data_set_is_encoded_once_and_trains(inside: Inside, pictures: Path):
+    data, _ = inside("dataset", folder="my pictures")
+    made = Path(data["shards"][0]).stat().st_mtime_ns
+    again, _ = inside("dataset", folder="my pictures")
+    assert again == data and Path(data["shards"][0]).stat().st_mtime_ns == made
+    (pictures / "p0.txt").write_text("glasses, hat, red hair")
+    changed, _ = inside("dataset", folder="my pictures")
+    assert changed["shards"] != data["shards"]
+    found = inside("from_dataset", folder="my pictures", name="of pictures")
+    assert len(found["losses"]) == 2 and found["keys"] > 100
+
+
+def test_a_saved_lora_in_every_format(inside: Inside, home: Path):
+    path = inside("distilled", kind="sd3", name="to save")["path"]
+    first = Path(inside("saved", name="mine", form="kohya", path=path, notes="for 4 steps"))
+    assert first == home / "output/loras/mine.safetensors"
+    assert Path(inside("saved", name="mine", form="kohya", path="to save")).name == "mine-2.safetensors"
+    a, b = load_file(path), load_file(first)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    with safe_open(str(first), "pt") as file:
+        metadata = file.metadata()
+    assert metadata["modelspec.description"] == "for 4 steps" and metadata["tcd.teacher"] == "SD3"
+    bare = inside("saved", name="bare", form="kohya", tensors=a)
+    assert load_file(bare).keys() == a.keys()
+    for given in ({"name": "../x", "path": path}, {"name": "x"}, {"name": "x", "path": "/etc/hostname"}):
+        with pytest.raises(RuntimeError, match="ValueError"):
+            inside("saved", form="kohya", **given)
+
+
+def test_the_embedded_model_through_the_bridge_is_the_embedded_model(inside: Inside, tmp_path: Path):
+    prompts = ["red hair, glasses", "hat", "glasses, hat"]
+    settings = {"steps": 3, "batch": 8, "rank": 4, "learning_rate": 5e-4, "seed": 1}
+    more = "trajectories = 4\nvalidation_prompts = 1\nskip = 100\nvalidate_every = 3\nwarmup = 0"
+    found = inside(
+        "embedded", name="bridge", prompts="\n".join(prompts), cfg_min=2.5, cfg_max=3.5, settings=more,
+        **settings,
+    )  # fmt: skip
+    model = EmbeddedModel.load()
+    config = DistillConfig.resolve("embedded", text=more, alpha=4.0, w_min=1.5, w_max=2.5, **settings)
+    outcome = train(
+        config, model, model.encode(prompts), model.unconditional(), tmp_path, quiet=True, validate=False
+    )
+    ours, theirs = load_file(tmp_path / "lora.safetensors"), found["lora"]
+    assert abs(outcome.loss - found["losses"][-1]) < 1e-4 * outcome.loss + 1e-6
+    assert len(ours) == len(theirs)
+    assert ours.keys() == theirs.keys()
+    largest = max(float((ours[k].float() - theirs[k].float()).abs().max()) for k in ours)
+    assert largest < 1e-4
