@@ -26,6 +26,7 @@ PACK: dict[str, ModuleType] = {}
 OF_TRAINING = ("samplers", "training.splus", "training.lora")
 TYPES = {
     "epsilon": ("EPS", {}),
+    "epsilon+zsnr": ("EPS", {"zsnr": True}),
     "v": ("V_PREDICTION", {}),
     "v+zsnr": ("V_PREDICTION", {"zsnr": True}),
     "x0": ("EPS", {}),
@@ -119,11 +120,21 @@ def network(kind: str, x: Tensor, t: Tensor, cond: int = 1, concat: Tensor | Non
 class Spy:
     """Sees every call of the network, as a wrapper of the model function."""
 
-    def __init__(self, kind: str, channels: int = 4, settings: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        channels: int = 4,
+        settings: dict[str, Any] | None = None,
+        lora: str = "",
+        strength: float = 1.0,
+    ) -> None:
         self.calls: list[dict[str, Any]] = []
         self.model = base(kind, channels).clone()
+        self.sampling = self.model.model.model_sampling
         if settings is not None:
             self.model = PACK["nodes.sampler"].TCDSettings.execute(self.model, **settings).args[0]
+        if lora:
+            self.model = loaded(self.model, lora, strength)
         self.model.set_model_unet_function_wrapper(self)
 
     def __call__(self, apply: Any, args: Any) -> Tensor:
@@ -133,6 +144,11 @@ class Spy:
             {"sigma": sigma.tolist(), "t": ms.timestep(sigma).tolist(), "batch": len(args["input"])}
         )
         return apply(args["input"], args["timestep"], **args["c"])
+
+    def own_sampling(self) -> bool:
+        """Whether what sampled is still what the model was loaded with."""
+        seen = self.model.get_model_object("model_sampling"), self.model.model.model_sampling
+        return all(ms is self.sampling for ms in seen)
 
 
 def given_noise(noises: list[Tensor]) -> Any:
@@ -154,6 +170,10 @@ def grid(kind: str, steps: int, denoise: float = 1.0, original_steps: int = 50) 
 
 
 def schedule(kind: str, scheduler: str, steps: int) -> Tensor:
+    if scheduler.startswith("AYS "):
+        from comfy_extras.nodes_align_your_steps import AlignYourStepsScheduler
+
+        return AlignYourStepsScheduler.execute(scheduler.removeprefix("AYS "), steps, 1.0).args[0]
     return comfy.samplers.calculate_sigmas(base(kind).get_model_object("model_sampling"), scheduler, steps)
 
 
@@ -178,9 +198,7 @@ def custom(
     **options: Any,
 ) -> dict[str, Any]:
     """SamplerCustom's work with the pack's SAMPLER (or the host's `core`), and all that can be seen."""
-    spy = Spy(kind, 9 if concat is not None else 4, settings)
-    if lora:
-        spy.model = loaded(spy.model, lora, strength)
+    spy = Spy(kind, 9 if concat is not None else 4, settings, lora, strength)
     extra = {} if concat is None else {"concat_latent_image": concat[:, 1:], "concat_mask": concat[:, :1]}
     positive = use(spy.model, feature) + text(1, **extra) if feature else text(1, **extra)
     seen: list[Any] = []
@@ -258,7 +276,7 @@ def ksampler(kind: str, latent: dict[str, Any], settings: dict[str, Any] | None 
     spy = Spy(kind, settings=settings)
     arguments = {"cfg": 1.0, "sampler_name": "tcd_sss", "scheduler": "tcd_grid", "seed": 1, **given}
     out = nodes.common_ksampler(spy.model, positive=text(1), negative=text(2), latent=latent, **arguments)
-    return {"latent": out[0]["samples"], "calls": spy.calls}
+    return {"latent": out[0]["samples"], "calls": spy.calls, "own sampling": spy.own_sampling()}
 
 
 def tcd_ksampler(kind: str, latent: dict[str, Any], **given: Any) -> Any:
@@ -267,7 +285,18 @@ def tcd_ksampler(kind: str, latent: dict[str, Any], **given: Any) -> Any:
     arguments = {"seed": 1, "steps": 4, "cfg": 1.0, "gamma": 0.3, "denoise": 1.0, **given}
     node = PACK["nodes.sampler"].TCDKSampler
     out = node.execute(spy.model, positive=text(1), negative=text(2), latent_image=latent, **arguments).args
-    return {"latent": out[0]["samples"], "denoised": out[1]["samples"], "calls": spy.calls}
+    latents = {"latent": out[0]["samples"], "denoised": out[1]["samples"]}
+    return {**latents, "calls": spy.calls, "own sampling": spy.own_sampling()}
+
+
+def printed(kind: str, latent: dict[str, Any]) -> str:
+    """What a run of the node TCD_KSampler writes to stdout."""
+    import io
+    from contextlib import redirect_stdout
+
+    with redirect_stdout(io.StringIO()) as out:
+        tcd_ksampler(kind, latent)
+    return out.getvalue()
 
 
 def initial_noise(shape: list[int], seed: int, numbers: list[int] | None = None) -> Tensor:
