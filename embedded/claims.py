@@ -63,25 +63,29 @@ def claims(rows: Sequence[Row]) -> list[Verdict]:
         figures = "; ".join(f"{a} against {b} at {k}" for k, a, b in pairs)
         return all(a.below(b) for _, a, b in pairs), figures + "."
 
-    later = sorted({r["steps"] for r in pick(rows, method="tcd")} - {1})
     few, some, many = 4, 8, 20
     lcm = at("lcm", some), at("lcm", many)
-    tcd = at("tcd", few), at("tcd", many)
-    eight, converged = at("tcd", some), at("ddim", many)
-    return [
-        Verdict("TCD is below LCM from 2 steps up, beyond the intervals", *beats("tcd", "lcm", later)),
-        Verdict("LCM gets worse from 8 to 20 steps", lcm[0].below(lcm[1]), f"{lcm[0]}, then {lcm[1]}."),
-        Verdict(
-            "TCD at 20 steps is not worse than at 4", not tcd[0].below(tcd[1]), f"{tcd[0]}, then {tcd[1]}."
-        ),
-        Verdict("TCD at 4 steps beats DDIM at 4", *beats("tcd", "ddim", [few])),
-        Verdict("TCD at 4 steps beats DPM-Solver++(2S) at 4", *beats("tcd", "dpmpp_2s", [few])),
-        Verdict(
-            "TCD at 8 steps is at least as good as DDIM at 20 with the same guidance",
-            not converged.below(eight),
-            f"{eight} against {converged}.",
-        ),
-    ]
+    said = [Verdict("LCM gets worse from 8 to 20 steps", lcm[0].below(lcm[1]), f"{lcm[0]}, then {lcm[1]}.")]
+    for tcd in (m for m in ("tcd", "tcd_tuned") if pick(rows, method=m)):
+        name = {"tcd": "TCD", "tcd_tuned": "TCD with its gamma chosen on other prompts"}[tcd]
+        later = sorted({r["steps"] for r in pick(rows, method=tcd)} - {1})
+        ends, eight, converged = (at(tcd, few), at(tcd, many)), at(tcd, some), at("ddim", many)
+        said += [
+            Verdict(f"{name} is below LCM from 2 steps up, beyond the intervals", *beats(tcd, "lcm", later)),
+            Verdict(
+                f"{name} at 20 steps is not worse than at 4",
+                not ends[0].below(ends[1]),
+                f"{ends[0]}, then {ends[1]}.",
+            ),
+            Verdict(f"{name} at 4 steps beats DDIM at 4", *beats(tcd, "ddim", [few])),
+            Verdict(f"{name} at 4 steps beats DPM-Solver++(2S) at 4", *beats(tcd, "dpmpp_2s", [few])),
+            Verdict(
+                f"{name} at 8 steps is at least as good as DDIM at 20 with the same guidance",
+                not converged.below(eight),
+                f"{eight} against {converged}.",
+            ),
+        ]
+    return said
 
 
 def by_steps(rows: Sequence[Row], measure: str | None = None) -> str:

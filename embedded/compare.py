@@ -23,6 +23,7 @@ GAMMA = 0.3
 CFG = (
     3.0  # 1 + w in the middle of the preset `embedded`: where guidance decides the picture, as it does in use
 )
+SOLVERS = ("ddim", "dpmpp_2s")
 GAMMAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 Report = Callable[[str], None]
@@ -44,14 +45,15 @@ def compare(
     gamma: float = GAMMA,
     cfg: float = CFG,
     end: str = "official",
+    solvers: Sequence[str] = SOLVERS,
     report: Report,
 ) -> tuple[list[dict[str, Any]], dict[tuple[str, int], Tensor]]:
     """Rows of results.json and the pictures by (method, steps). LCM is sampled with gamma 1, its own."""
     rows: list[dict[str, Any]] = []
     pictures: dict[tuple[str, int], Tensor] = {}
-    for method in ("ddim", "dpmpp_2s", *students):
+    for method in (*solvers, *students):
         for count in steps:
-            own = None if method in ("ddim", "dpmpp_2s") else 1.0 if method.startswith("lcm") else gamma
+            own = None if method in solvers else 1.0 if method.startswith("lcm") else gamma
             if own is None:
                 images = sample_teacher(teacher, prompts, method, count, cfg, end=end)
             else:

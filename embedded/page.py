@@ -27,6 +27,7 @@ th:first-child,td:first-child{text-align:left}p.note{color:var(--soft)}
 FLOORS = ("real", "autoencoder")  # what no method can beat
 NAMES = {
     "tcd": "TCD (shipped LoRA)",
+    "tcd_tuned": "TCD, gamma chosen on other prompts",
     "tcd_live": "TCD (just distilled)",
     "lcm": "LCM (shipped LoRA)",
     "ddim": "teacher, DDIM",

@@ -108,7 +108,7 @@ def test_demo_shows_every_method_at_every_step(tmp_path, capsys):
     assert lines[-1] == f"Open {tmp_path / 'index.html'}"
     results = json.loads((tmp_path / "results.json").read_text("utf-8"))
     methods = {(row["method"], row["steps"]) for row in results["rows"]}
-    assert methods == {(m, k) for m in NAMES if m not in FLOORS for k in demo.STEPS} | {
+    assert methods == {(m, k) for m in NAMES if m not in {*FLOORS, "tcd_tuned"} for k in demo.STEPS} | {
         (m, 0) for m in FLOORS
     }
     for row in results["rows"]:
@@ -137,7 +137,14 @@ def test_a_stopped_students_lora_does_not_count_as_finished(tmp_path):
 
 @pytest.mark.slow
 def test_reproduce_goes_on_where_it_was_and_publishes(tmp_path, capsys, monkeypatch):
-    small = {"SEEDS": (0,), "RATES": (1e-4,), "ITERATIONS": 2, "FIGURE_6": (0.0, 1.0), "FIGURE_6_STEPS": (2,)}
+    small = {
+        "SEEDS": (0,),
+        "RATES": (1e-4,),
+        "ITERATIONS": 2,
+        "FIGURE_6": (0.0, 1.0),
+        "FIGURE_6_STEPS": (2,),
+        "TUNED": (0.0, 0.3),
+    }
     small |= {"STEPS": (2, 4, 8, 20), "GUIDANCE": (1.5,), "VARIANTS": {"near": {"s_range": "near"}}}
     small |= {"SETTINGS": {"batch": 8, "trajectories": 2, "rank": 4, "warmup": 0}}
     for name, value in small.items():
@@ -156,7 +163,7 @@ def test_reproduce_goes_on_where_it_was_and_publishes(tmp_path, capsys, monkeypa
     first = capsys.readouterr().out
     assert "distilling tcd-lr0.0001-seed0" in first and "stage variant-near" in first
     results = json.loads((tmp_path / "docs" / "results.json").read_text("utf-8"))
-    assert {r["method"] for r in results["rows"]} == {"tcd", "lcm", "ddim", "dpmpp_2s", *FLOORS}
+    assert {r["method"] for r in results["rows"]} == {"tcd", "tcd_tuned", "lcm", "ddim", "dpmpp_2s", *FLOORS}
     assert results["settings"]["best_rates"] == {"tcd": 1e-4, "lcm": 1e-4}
     assert {"table1", "figure6", "table2", "variants", "teacher"} == set(results["sections"])
     assert {p.name for p in (tmp_path / "docs").iterdir()} >= {"steps.png", "gamma.png"}
