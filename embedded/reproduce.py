@@ -55,6 +55,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "long": {"steps": ITERATIONS * 3},
 }
 
+PARTS = ("table1", "teacher", "figure6", "table2", "variants")
+
 Row = dict[str, Any]
 
 
@@ -69,9 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also copy tables, pictures and results.json here, e.g. docs/reproduction",
     )
     parser.add_argument("--ship", action="store_true", help="also make seed 0's LoRAs the shipped ones")
-    parser.add_argument(
-        "--only", choices=("table1", "figure6", "table2", "variants"), nargs="*", help="these parts alone"
-    )
+    parser.add_argument("--only", choices=PARTS, nargs="*", help="these parts alone")
 
 
 class Reproduction:
@@ -181,7 +181,7 @@ def finished(path: Path, steps: int) -> bool:
 
 def run(args: argparse.Namespace) -> int:
     work = Reproduction(args.out, args.samples)
-    parts = args.only or ["table1", "figure6", "table2", "variants"]
+    parts = args.only or PARTS
     rates = {method: work.best_rate(method) for method in METHODS}
     work.say(f"best learning rates of {list(RATES)}: {rates}")
     sections: dict[str, list[Row]] = {}
@@ -189,6 +189,7 @@ def run(args: argparse.Namespace) -> int:
         tuned = work.best_gamma(rates["tcd"])
         work.say(f"best gamma of {list(TUNED)}: {tuned}")
         sections["table1"] = table_1(work, rates, tuned)
+    if "teacher" in parts:
         sections["teacher"] = work.stage("teacher", lambda: teacher_rows(work))
     if "figure6" in parts:
         sections["figure6"] = [row for seed in SEEDS for row in figure_6(work, rates["tcd"], seed)]
