@@ -8,5 +8,10 @@ Read in this order:
 * `lora`, `splus`: what is trained: adapters by peft, and the embedding of s of TCF(S+)
 * `distill`: the loop
 * `state`, `checkpoint`, `report`: what a run keeps and shows
-* `run`, `cli`: a run from start to end
+* `processes`, `reading`: a run by several processes, and figures that do not hold up the device
+* `run`, `about`, `cli`: a run from start to end, and what its LoRA says of itself
+
+LoRA files, anyone's: `formats` reads and converts them, by the keys of `lora_keys`, the layers of
+`unet_layers` and what `lora_content` makes of a file; `lora_report` and `known_loras` say what they are and
+how to sample with them; `inspect_lora` and `convert_lora` are their commands.
 """

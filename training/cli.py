@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import signal
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, Protocol
 from .backbone import Backbone, Cond
 from .config import PRESETS, DistillConfig
 from .distill import LORA
+from .processes import joined
 from .run import estimate, train
 
 
@@ -74,18 +77,36 @@ def run(args: argparse.Namespace) -> int:
         print(f"# {estimate(config, opened.backbone, prompts)}")
         return 0
     shards = None if args.data is None else sorted(args.data.glob("*.safetensors"))
-    outcome = train(
-        config,
-        opened.backbone,
-        prompts,
-        opened.encode([args.negative]),
-        args.out,
-        shards=shards,
-        metadata=opened.metadata,
-    )
+    with stoppable(), joined() as crew:
+        outcome = train(
+            config,
+            opened.backbone,
+            prompts,
+            opened.encode([args.negative]),
+            args.out,
+            shards=shards,
+            metadata=opened.metadata,
+            crew=crew,
+        )
+    if not crew.first:
+        return 0
     best = "" if outcome.best is None else f", best validation {outcome.best:.4f} at step {outcome.best_step}"
     print(f"done: {outcome.steps} steps, loss {outcome.loss:.5f}{best}: {args.out / LORA}")
     return 0
+
+
+@contextmanager
+def stoppable() -> Generator[None, None, None]:
+    """A launcher that ends this process asks for it: as by Ctrl+C, a checkpoint is kept."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def read_prompts(path: Path) -> list[str]:

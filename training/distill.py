@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from .config import DistillConfig
 from .lora import Lora, injected, save_lora
 from .objective import Batch, TimeGrid, draw_times, guided, solver_step, tcd_loss, teacher_predictor
 from .pairs import Pairs, Source, generator
+from .processes import ALONE, Crew
+from .reading import Reading, late
 from .report import Log, Progress, Validation, write_png
 from .splus import PREFIX, TargetEmbedding, attached
 from .state import State, approach
@@ -91,34 +94,49 @@ def distill(
     metadata: Mapping[str, str] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     quiet: bool = False,
+    crew: Crew = ALONE,
+    ahead: int | None = None,
 ) -> Outcome:
     """Train `student` (its LoRA, and the embedding of s if it has one) and write LoRAs and checkpoints into
     `folder`.
 
     A folder that holds a checkpoint of the same settings is resumed, with the weights that an unbroken run
     would have.
-    `on_step(step, loss)` may raise to stop (an interrupt of the host): a checkpoint and a LoRA are kept.
-    Raises ValueError for a loss that is not finite, and for a folder with other settings.
+    `on_step(step, loss)` may raise to stop (an interrupt of the host): a checkpoint and a LoRA are kept. It
+    may be called `ahead` steps late, so that the device need not wait (default: one; on a CPU none).
+    Each process of a `crew` takes its share of every batch; the first writes, validates and calls `on_step`.
+    Raises ValueError for a loss that is not finite, and for a folder with other settings; ConnectionError
+    where another process is gone.
     """
+    crew.check(config.batch)
     trained = student.parameters()
     average = {k: p.detach().clone() for k, p in trained.items()}
     target = {k: p.detach().clone() for k, p in trained.items()} if config.target == "ema" else None
     optimizer = torch.optim.AdamW(
         list(trained.values()), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    state = State(folder / CHECKPOINT, config, trained, average, target, optimizer)
+    state = State(folder / CHECKPOINT, config, trained, average, target, optimizer, crew)
     start, best, best_step = state.load()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.toml", config.as_toml())
-    log = Log(folder / "log.jsonl", start)
+    if crew.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.toml", config.as_toml())
+    log = Log(folder / "log.jsonl", start, keep=crew.first)
     bar = Progress(config.steps, start)
     total = config.batch * config.accumulation
     info = {**(metadata or {}), **{f"tcd.{k}": json.dumps(v) for k, v in config.as_dict().items()}}
     loss, figure = log.last.get("loss", math.nan), log.last.get("validation")
     whole: int | None = start  # steps that the weights stand for; None while they are being changed
+    unread: deque[Reading] = deque()
+    anchor = next(iter(trained.values()))
+    diverged = torch.zeros((), device=anchor.device)
+    behind_by = late(anchor) if ahead is None else ahead
 
     def due(done: int) -> bool:
-        return validation is not None and (done % config.validate_every == 0 or done == config.steps)
+        return (
+            crew.first
+            and validation is not None
+            and (done % config.validate_every == 0 or done == config.steps)
+        )
 
     def judge(done: int) -> dict[str, float]:
         """Validate, and keep the LoRA if it is the best so far."""
@@ -133,6 +151,28 @@ def distill(
             best, best_step = figure, done
         return figures
 
+    def report(reading: Reading) -> None:
+        nonlocal loss, whole
+        loss, norm = reading.values
+        if not reading.finite:
+            whole = None
+            raise ValueError(
+                f"loss {loss}, gradient norm {norm} at step {reading.step}: the run diverged. Lower "
+                f"learning_rate (now {config.learning_rate}) or w_max and start in another folder. "
+                f"{state.kept()}"
+            )
+        if not crew.first:
+            return
+        record = reading.record()
+        try:
+            record |= judge(reading.step) if due(reading.step) else {}
+        finally:
+            log.write(**record)
+        if not quiet:
+            bar.show(reading.step, loss, total)
+        if on_step is not None:
+            on_step(reading.step, loss)
+
     try:
         if due(start) and log.last.get("step") == start and "validation" not in log.last:  # cut off
             log.write(**{**log.last, **judge(start)})
@@ -142,7 +182,7 @@ def distill(
             optimizer.zero_grad(set_to_none=True)
             losses: list[Tensor] = []
             for first in range(0, total, config.batch):
-                part = slice(first, first + config.batch)
+                part = crew.share(first, config.batch)
                 with student.lora.off():  # a source may have to ask the teacher
                     pairs = source.batch(step, total, part)
                 draw = draw_times(grid, config, pairs.n, generator(config.seed, 1, step), total, part)
@@ -155,16 +195,13 @@ def distill(
                 (each.mean() / config.accumulation).backward()
                 losses.append(each.detach().mean())
 
-            # Step.
+            loss_now = crew.mean(trained.values(), torch.stack(losses).mean())
+
+            # Step. On the device: after a figure that is not finite nothing is changed any more.
             whole = None
             norm = torch.nn.utils.clip_grad_norm_(trained.values(), config.clip or math.inf)
-            loss = torch.stack(losses).mean().item()
-            if not math.isfinite(loss) or not math.isfinite(norm.item()):
-                raise ValueError(
-                    f"loss {loss}, gradient norm {norm.item()} at step {step + 1}: the run diverged. Lower "
-                    f"learning_rate (now {config.learning_rate}) or w_max and start in another folder. "
-                    f"{state.kept()}"
-                )
+            diverged = torch.maximum(diverged, 1 - (loss_now.isfinite() & norm.isfinite()).float())
+            optimizer.found_inf = diverged  # pyright: ignore  (fused AdamW leaves all as it is)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
             optimizer.step()
@@ -176,26 +213,26 @@ def distill(
                 decay = min(config.average, (1 + step) / (10 + step)) if config.average else 0.0
                 approach(average, trained, decay)
 
-            # Report.
+            # Report: what the device has got done, and all of it before anything is judged or saved.
             whole = done = step + 1
-            record = {"step": done, "loss": loss, "norm": norm.item(), "lr": learning_rate(config, step)}
-            try:
-                record |= judge(done) if due(done) else {}
-            finally:
-                log.write(**record)
-            if not quiet:
-                bar.show(done, loss, total)
-            if on_step is not None:
-                on_step(done, loss)
-            if done % config.save_every == 0 or done == config.steps:
+            unread.append(Reading(done, loss_now, norm, learning_rate(config, step)))
+            saves = done % config.save_every == 0 or done == config.steps
+            while len(unread) > (0 if saves or due(done) else behind_by):
+                report(unread.popleft())
+            if saves and crew.first:
                 state.save(done, best, best_step)
     except BaseException:
         # An interrupt, a full disk, a diverged run: keep what is whole, and say what happened.
-        if whole is not None and whole > start:
+        if whole is not None and whole > start and crew.first and all(r.finite for r in unread):
+            for reading in unread:
+                log.write(**reading.record())
             state.save(whole, best, best_step)
             save(folder / LORA, average, student.lora, {**info, "tcd.step": str(whole)})
         raise
-    save(folder / LORA, average, student.lora, {**info, "tcd.step": str(config.steps)})
+    if crew.first:
+        if figure is not None:
+            info["tcd.validation"] = f"{figure:.6f}"
+        save(folder / LORA, average, student.lora, {**info, "tcd.step": str(config.steps)})
     return Outcome(config.steps, loss, figure, best, best_step)
 
 

@@ -137,5 +137,7 @@ def _own(metadata: Mapping[str, str]) -> Advice:
         if low is not None and high is not None
         else ""
     )
+    steps = int(value("recommended_steps", steps))
+    cfg, gamma = float(value("recommended_cfg", 1.0)), float(value("recommended_gamma", gamma))
     note = f"s was {s_range} in training{inside}"
-    return Advice("TCD, by this pack", steps, 1, gamma, note, "the file's metadata, the paper's defaults")
+    return Advice("TCD, by this pack", steps, cfg, gamma, note, "the file's metadata, the paper's defaults")

@@ -20,6 +20,7 @@ from ..samplers import Level, tcf1
 from .backbone import Backbone, Cond, Prediction, cond_and_uncond, repeat, size, take
 from .checkpoint import load_tensors, save_tensors, sweep
 from .objective import TimeGrid, guided
+from .processes import ALONE, Crew
 
 COND = "cond."
 
@@ -99,12 +100,13 @@ class Trajectories:
         reuse: int,
         w_range: tuple[float, float],
         keep_teacher: bool = True,
+        crew: Crew = ALONE,
     ) -> None:
         if size(prompts) == 0:
             raise ValueError("the prompt list is empty; give at least one prompt")
         self.backbone, self.prompts, self.uncond, self.grid = backbone, prompts, uncond, grid
         self.folder, self.seed, self.trajectories, self.reuse = folder, seed, trajectories, reuse
-        self.w_range, self.keep_teacher = w_range, keep_teacher
+        self.w_range, self.keep_teacher, self.crew = w_range, keep_teacher, crew
         self.device = next(iter(prompts.values())).device
         self._made_from = {
             "seed": str(seed),
@@ -116,7 +118,8 @@ class Trajectories:
             "uncond": digest(uncond),
         }
         self._held: tuple[int, dict[str, Tensor]] | None = None
-        sweep(folder)
+        if crew.first:
+            sweep(folder)
 
     def batch(self, step: int, total: int, part: slice) -> Pairs:
         per_shard = self.trajectories * self.grid.n
@@ -154,24 +157,32 @@ class Trajectories:
             return self._held[1]
         path = self.folder / f"pairs-{shard:05d}.safetensors"
         made_from = {**self._made_from, "shard": str(shard)}
-        data, metadata = load_tensors(path) if path.is_file() else ({}, {})
+        data, metadata = self.crew.told(lambda: load_tensors(path) if path.is_file() else ({}, {}))
         if metadata != made_from:  # there is none, or one that another run left
-            draw = generator(self.seed, 13, shard)
-            noise = torch.randn(self.trajectories, *self.backbone.latent_shape, generator=draw).to(
-                self.device
-            )
-            low, high = self.w_range
-            w = low + (high - low) * torch.rand(self.trajectories, generator=draw, dtype=torch.float64)
-            cond = take(self.prompts, self._prompts_of(shard))
-            rolled = roll_out(self.backbone, cond, self.uncond, self.grid, w, noise)
-            # On the CPU: a shard of a large model would fill the accelerator.
-            data = {k: v.cpu() for k, v in rolled.items() if self.keep_teacher or not k.startswith("x0_")}
-            save_tensors(path, data, made_from)
-            for old in self.folder.glob("pairs-*.safetensors"):
-                if old < path:  # zero-padded, so that names sort as numbers
-                    old.unlink(missing_ok=True)
+            data = self._made(shard)
+            if self.crew.first:
+                save_tensors(path, data, made_from)
+                for old in self.folder.glob("pairs-*.safetensors"):
+                    if old < path:  # zero-padded, so that names sort as numbers
+                        old.unlink(missing_ok=True)
         self._held = (shard, data)
         return data
+
+    def _made(self, shard: int) -> dict[str, Tensor]:
+        """A shard's trajectories, those of this process by its own network; on the CPU, as a shard of a large
+        model would fill the accelerator.
+        """
+        draw = generator(self.seed, 13, shard)
+        noise = torch.randn(self.trajectories, *self.backbone.latent_shape, generator=draw)
+        low, high = self.w_range
+        w = low + (high - low) * torch.rand(self.trajectories, generator=draw, dtype=torch.float64)
+        mine = self.crew.rows(self.trajectories)
+        cond = take(self.prompts, self._prompts_of(shard)[mine])
+        rolled = roll_out(self.backbone, cond, self.uncond, self.grid, w[mine], noise[mine].to(self.device))
+        kept = {k: v.cpu() for k, v in rolled.items() if self.keep_teacher or not k.startswith("x0_")}
+        by_time = {k: v.unflatten(0, (self.grid.n, len(mine))) for k, v in kept.items()}
+        data = {k: self.crew.gathered(v, self.trajectories).flatten(0, 1) for k, v in by_time.items()}
+        return {**data, "row": torch.arange(self.trajectories).repeat(self.grid.n)}
 
 
 class CachedLatents:

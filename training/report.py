@@ -63,11 +63,12 @@ class Log:
     again.
     """
 
-    def __init__(self, path: Path, start: int) -> None:
+    def __init__(self, path: Path, start: int, keep: bool = True) -> None:
         self.path = path
         kept = [line for line in read_log(path) if line["step"] <= start]
         self.last: dict[str, Any] = kept[-1] if kept else {}
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        if keep:
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, **record: Any) -> None:
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:

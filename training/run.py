@@ -10,11 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .about import about
 from .backbone import Backbone, Cond, size, take
 from .config import DistillConfig
 from .distill import Outcome, distill, student_on
 from .objective import Batch, TimeGrid, draw_times, tcd_loss
 from .pairs import CachedLatents, Source, Trajectories, generator
+from .processes import ALONE, Crew
 from .report import Validation
 
 
@@ -30,11 +32,13 @@ def train(
     metadata: Mapping[str, str] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     quiet: bool = False,
+    crew: Crew = ALONE,
 ) -> Outcome:
     """Distil `backbone` into `folder`: from `prompts` alone, or from the pictures in `shards`. See `distill`
     for errors.
 
-    `prompts` also feed the validation; `uncond [1, ...]` is what guidance pushes away from.
+    `prompts` also feed the validation; `uncond [1, ...]` is what guidance pushes away from. Each process of a
+    `crew` does its share of the work on its own copy of `backbone`.
     """
     if size(prompts) == 0:
         raise ValueError("the prompt list is empty; give at least one prompt")
@@ -44,21 +48,17 @@ def train(
         source = Trajectories(
             backbone, prompts, uncond, grid, folder, seed=config.seed, trajectories=config.trajectories,
             reuse=config.reuse, w_range=(config.w_min, config.w_max), keep_teacher=config.cache_teacher,
+            crew=crew,
         )  # fmt: skip
     else:
         source = CachedLatents(shards, grid, config.seed, _device(prompts))
     checked = None
-    if validate:
+    if validate and crew.first:
         some = take(prompts, slice(0, config.validation_prompts))
         noise = torch.randn(size(some), *backbone.latent_shape, generator=generator(config.seed, 41))
         middle = (config.w_min + config.w_max) / 2
         checked = Validation(backbone, some, uncond, grid, middle, noise.to(_device(prompts)))
-    about = {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(config.rank),
-        "ss_network_alpha": str(config.alpha),
-        **(metadata or {}),
-    }
+    texts = {**about(config, backbone.network, backbone.latent_shape, folder.name), **(metadata or {})}
     with student_on(backbone, config) as student:
         return distill(
             config,
@@ -68,9 +68,10 @@ def train(
             grid,
             folder,
             validation=checked,
-            metadata=about,
+            metadata=texts,
             on_step=on_step,
-            quiet=quiet,
+            quiet=quiet or not crew.first,
+            crew=crew,
         )
 
 

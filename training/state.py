@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from .checkpoint import load_tensors, save_tensors, sweep
 from .config import DistillConfig
+from .processes import ALONE, Crew, Stored
 
 
 @torch.no_grad()
@@ -31,8 +33,9 @@ class State:
         average: dict[str, Tensor],
         target: dict[str, Tensor] | None,
         optimizer: torch.optim.Optimizer,
+        crew: Crew = ALONE,
     ) -> None:
-        self.path, self.config, self.optimizer = path, config, optimizer
+        self.path, self.config, self.optimizer, self.crew = path, config, optimizer, crew
         # The storage and not the parameters: an interrupt may find them lent to an average (distill.swapped).
         student = {k: p.detach() for k, p in trained.items()}
         self.groups: dict[str, Mapping[str, Tensor]] = {"student": student, "average": average}
@@ -52,17 +55,21 @@ class State:
             return "Nothing had been saved yet"
         return f"The last good checkpoint is whole: {self.path}"
 
+    def _read(self) -> Stored:
+        sweep(self.path.parent)
+        return load_tensors(self.path) if self.path.is_file() else ({}, {})
+
     def load(self) -> tuple[int, float | None, int | None]:
         """Put everything back; `(steps done, best figure, its step)`, or zeros for a fresh folder."""
-        sweep(self.path.parent)
-        if not self.path.is_file():
+        tensors, metadata = self.crew.told(self._read)
+        if not tensors:
             return 0, None, None
-        tensors, metadata = load_tensors(self.path)
         if "progress" not in metadata:
             raise ValueError(f"{self.path}: not a checkpoint of a run; move it away or choose another folder")
         progress = json.loads(metadata["progress"])
-        before, now = progress["config"], self.config.as_dict()
-        changed = [k for k, v in now.items() if before.get(k) != v]
+        usual = {f.name: f.default for f in fields(self.config)}  # for what is newer than the checkpoint
+        before, now = {**usual, **progress["config"]}, self.config.as_dict()
+        changed = [k for k, v in now.items() if before[k] != v]
         if before["batch"] * before["accumulation"] == now["batch"] * now["accumulation"]:
             # The same samples, cut otherwise: a run may go on in smaller parts on a smaller card.
             changed = [k for k in changed if k not in ("batch", "accumulation")]

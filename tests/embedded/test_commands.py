@@ -101,6 +101,15 @@ def test_the_module_runs_like_the_command(tmp_path):
     assert "steps = " in done.stdout
 
 
+def test_the_module_tells_a_users_error_without_a_traceback(tmp_path):
+    command = [sys.executable, "-m", "comfyui_tcd.training", "--embedded", "--out", str(tmp_path / "a b")]
+    command += ["--prompts", str(tmp_path / "no such file.txt")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("tcd: error: ") and "no such file.txt" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_demo_shows_every_method_at_every_step(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path), "--seconds", "4", "--samples", "130"]) == 0

@@ -4,16 +4,19 @@ computed.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import Scalar, TinyUNet, fingerprint, prompts
+from tiny import Scalar, TinyUNet, fingerprint, prompts, settings
 from torch import Tensor, nn
 
+from comfyui_tcd.training.about import about, family
 from comfyui_tcd.training.checkpoint import load_tensors, save_tensors
+from comfyui_tcd.training.formats import open_lora
 from comfyui_tcd.training.lora import (
     _KEPT,
     PREFIX,
@@ -25,6 +28,7 @@ from comfyui_tcd.training.lora import (
     save_lora,
     target_layers,
 )
+from comfyui_tcd.training.lora_report import lines
 from comfyui_tcd.training.pairs import digest
 from comfyui_tcd.training.unet_layers import ARCHITECTURES, SD15, Architecture, diffusers_names, layers
 
@@ -349,3 +353,36 @@ def test_a_lora_of_another_model_changes_nothing(fault: str):
     with pytest.raises(ValueError, match=f"{stem}.* fits no layer of UNet: the file is for another model"):
         merge_lora(backbone.network, tensors)
     assert fingerprint(backbone.network) == before
+
+
+@pytest.mark.parametrize(
+    ("s_range", "hint"), [("uniform", "4 steps, cfg 1, gamma 0.3"), ("phases", "2 steps, cfg 1, gamma 0")]
+)
+def test_a_saved_lora_says_what_it_is_and_how_to_sample(tmp_path: Path, s_range: str, hint: str):
+    config = settings(s_range=s_range, s_steps=2)
+    backbone = TinyUNet()
+    path = tmp_path / "lora.safetensors"
+    texts = about(config, backbone.network, (4, 64, 96), "my lora") | {"tcd.teacher": "tiny"}
+    texts |= {f"tcd.{k}": json.dumps(v) for k, v in config.as_dict().items()}
+    with injected(backbone.network, 4, 4.0, "all", 0) as lora:
+        fill(lora)
+        save_lora(path, lora.parameters(), lora.alpha, texts, {}, lora.names)
+    shown = dict(lines(open_lora(path)))
+    assert hint in shown["recommended"] and hint in shown["its own hint"]
+    assert "the file's metadata" in shown["recommended"]
+    required = ("sai_model_spec", "architecture", "implementation", "title", "resolution")
+    assert all(texts[f"modelspec.{name}"] for name in required)
+    assert texts["modelspec.resolution"] == "768x512" and texts["ss_network_alpha"] == "4.0"
+
+
+def test_the_kind_of_a_unet_is_told_by_its_text_encoding():
+    assert family(TinyUNet().network) is None
+    unet: Any = nn.Module()
+    unet.attn2 = nn.Module()
+    unet.attn2.to_k = nn.Linear(768, 8)
+    texts = about(settings(), unet, (4, 64, 64), "x")
+    assert texts["ss_base_model_version"] == "sd_v1"
+    assert texts["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    unet.attn2.to_k = nn.Linear(2048, 8)
+    unet.label_emb = nn.Linear(4, 4)
+    assert about(settings(), unet, (4, 128, 128), "x")["ss_base_model_version"] == "sdxl_base_v1-0"

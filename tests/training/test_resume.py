@@ -27,8 +27,9 @@ from tiny import (
 )
 
 from comfyui_tcd.training.checkpoint import load_tensors, save_tensors, write_text
-from comfyui_tcd.training.distill import BEST, CHECKPOINT, LORA, distill, student_on
+from comfyui_tcd.training.distill import BEST, CHECKPOINT, LORA, Student, distill, student_on
 from comfyui_tcd.training.pairs import CachedLatents, Source, generator, write_shard
+from comfyui_tcd.training.processes import Crew
 from comfyui_tcd.training.report import Validation, read_log
 from comfyui_tcd.training.state import State
 
@@ -243,3 +244,65 @@ def test_a_full_disk_stops_with_a_message_and_the_last_checkpoint_stays(tmp_path
     assert "pairs-00000.safetensors" in seen["pairs"][1]
     for name in seen:
         assert same_run(tmp_path / name, tmp_path / "whole"), f"{name}: goes on once there is space"
+
+
+@posix
+def test_processes_share_a_run_and_the_weights_are_those_of_one(tmp_path: Path):
+    """Two by gloo, also after a resume with another number of them, and after one was lost."""
+    seen = worker(tmp_path, "crew")
+    assert 0 < seen["lost at"] < 6
+    alone = load_tensors(tmp_path / "alone" / CHECKPOINT)[0]
+    for name in ("two", "changed", "lost"):
+        other = load_tensors(tmp_path / name / CHECKPOINT)[0]
+        assert set(other) == set(alone)
+        for key, value in alone.items():
+            if not key.startswith("optimizer/"):
+                assert (value - other[key]).abs().max() < 1e-5, (name, key)
+        losses = [[r["loss"] for r in read_log(tmp_path / f / "log.jsonl")] for f in (name, "alone")]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="batch 4 cannot be shared by 3 processes; choose a multiple of 3"):
+        run(settings(), tmp_path, crew=Crew(0, 3))
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_a_run_that_reads_its_figures_late_is_the_same_run(tmp_path: Path, ahead: int):
+    """As on an accelerator, which is not waited for."""
+    config = settings(save_every=3)
+    run(config, tmp_path / "whole")
+    steps: list[int] = []
+    run(config, tmp_path / "late", ahead=ahead, on_step=lambda done, loss: steps.append(done))
+    assert steps == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(Stop, match="at 4"):
+        run(config, tmp_path / "parts", ahead=ahead, on_step=stop_at(4))
+    progress = json.loads(load_tensors(tmp_path / "parts" / CHECKPOINT)[1]["progress"])
+    assert progress["step"] == min(4 + ahead, 6), "what the device had done by then is kept"
+    run(config, tmp_path / "parts", ahead=ahead)
+    for name in ("late", "parts"):
+        assert same_run(tmp_path / name, tmp_path / "whole")
+        assert read_log(tmp_path / name / "log.jsonl") == read_log(tmp_path / "whole" / "log.jsonl")
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_after_a_loss_that_is_not_finite_nothing_changes(tmp_path: Path, ahead: int):
+    """Not the weights either, though the device was a step ahead of the message."""
+    config = settings(save_every=2)
+    inside: dict[str, Any] = {}
+    backbone = TinyUNet()
+
+    def start(student: Student) -> None:
+        inside["parameters"] = student.parameters()
+
+    def spoil(done: int, loss: float) -> None:
+        if done == 2:
+            inside["before"] = {k: p.detach().clone() for k, p in inside["parameters"].items()}
+            backbone.before = lambda x: x.fill_(torch.nan)
+
+    with pytest.raises(ValueError, match=r"loss nan, .* at step 3: the run diverged") as caught:
+        run(config, tmp_path, backbone, inside=start, on_step=spoil, ahead=ahead)
+    del caught
+    for name, parameter in inside["parameters"].items():
+        assert torch.equal(parameter.detach(), inside["before"][name]), name
+    assert json.loads(load_tensors(tmp_path / CHECKPOINT)[1]["progress"])["step"] == 2

@@ -17,6 +17,7 @@ from comfyui_tcd.training.config import DistillConfig
 from comfyui_tcd.training.distill import CHECKPOINT, LORA, Outcome, Student, distill, student_on
 from comfyui_tcd.training.objective import TimeGrid
 from comfyui_tcd.training.pairs import Source, Trajectories, digest
+from comfyui_tcd.training.processes import ALONE, Crew
 
 
 def settings(**changes: Any) -> DistillConfig:
@@ -142,7 +143,9 @@ def grid_of(backbone: Any, config: DistillConfig) -> TimeGrid:
     return TimeGrid.discrete(backbone.schedule, config.skip, config.s_range, config.s_steps)
 
 
-def data_free(backbone: TinyUNet, config: DistillConfig, folder: Path, count: int = 3) -> Trajectories:
+def data_free(
+    backbone: TinyUNet, config: DistillConfig, folder: Path, count: int = 3, crew: Crew = ALONE
+) -> Trajectories:
     """The source that a run with prompts only has."""
     return Trajectories(
         backbone,
@@ -155,6 +158,7 @@ def data_free(backbone: TinyUNet, config: DistillConfig, folder: Path, count: in
         reuse=config.reuse,
         w_range=(config.w_min, config.w_max),
         keep_teacher=config.cache_teacher,
+        crew=crew,
     )
 
 
@@ -206,6 +210,6 @@ def run(
     with student_on(backbone, config) as student:
         if inside is not None:
             inside(student)
-        source = source or data_free(backbone, config, folder)
+        source = source or data_free(backbone, config, folder, crew=options.get("crew", ALONE))
         grid = grid_of(backbone, config)
         return distill(config, student, source, uncond(), grid, folder, quiet=True, **options)

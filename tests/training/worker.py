@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 import conftest  # noqa: E402, F401  (names the pack)
-from tiny import Stop, run, settings, stop_at  # noqa: E402
+from tiny import Stop, TinyUNet, run, settings, stop_at  # noqa: E402
 
 from comfyui_tcd.training.checkpoint import load_tensors  # noqa: E402
 from comfyui_tcd.training.config import DistillConfig  # noqa: E402
 from comfyui_tcd.training.distill import CHECKPOINT, LORA  # noqa: E402
+from comfyui_tcd.training.processes import Crew  # noqa: E402
 
 
 def fork(action: Callable[[], object]) -> int:
@@ -125,6 +127,56 @@ def full(folder: Path) -> dict[str, Any]:
     return seen
 
 
+def member(config: DistillConfig, folder: Path, rank: int, count: int, meeting: Path, lost: int) -> None:
+    """One process of a run. At step `lost` the last one is gone without a word."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count)
+    backbone = TinyUNet()
+    calls = 0
+
+    def before(_x: object) -> None:
+        nonlocal calls
+        calls += 1
+        if rank == count - 1 and calls == lost:
+            os._exit(0)
+
+    backbone.before = before
+    try:
+        run(config, folder, backbone, crew=Crew(rank, count))
+    except ConnectionError as error:
+        assert lost and "another process of this run has ended" in str(error)
+    dist.destroy_process_group()
+
+
+def together(config: DistillConfig, folder: Path, count: int, lost: int = 0) -> None:
+    """A run by `count` processes; only the first has the run's folder."""
+    meeting = folder.with_name(f"{folder.name}-{count}-{lost}.meeting")
+    folders = [folder, *(folder.with_name(f"elsewhere-{folder.name}-{i}") for i in range(1, count))]
+    pids = [
+        fork(partial(member, config, where, rank, count, meeting, lost)) for rank, where in enumerate(folders)
+    ]
+    for pid in pids:
+        finished(pid)
+    assert not any(any(where.rglob("*")) for where in folders[1:]), "only the first process writes"
+
+
+def crew(folder: Path) -> dict[str, Any]:
+    """The same run alone, by two, by one and then two, and by two of which one is lost on the way."""
+    config = settings(target="ema", student="tcfs", trajectories=3, accumulation=2, batch=2)
+    finished(fork(partial(run, config, folder / "alone")))
+    together(config, folder / "two", 2)
+
+    def cut() -> None:
+        with suppress(Stop):
+            run(config, folder / "changed", on_step=stop_at(3))
+
+    finished(fork(cut))
+    together(config, folder / "changed", 2)
+    together(config, folder / "lost", 2, lost=22)
+    step = step_of(folder / "lost")
+    finished(fork(partial(run, config, folder / "lost")))
+    return {"lost at": step}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)  # a process of several threads must not fork
-    sys.stdout.write(json.dumps({"kill": kill, "full": full}[sys.argv[2]](Path(sys.argv[1]))))
+    sys.stdout.write(json.dumps({"kill": kill, "full": full, "crew": crew}[sys.argv[2]](Path(sys.argv[1]))))
