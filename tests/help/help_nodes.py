@@ -13,7 +13,7 @@ LINKED = "link"
 """Kind of an input without a widget."""
 WIDGETS = {"INT": "int", "FLOAT": "float", "STRING": "string", "COMBO": "combo", "BOOLEAN": "boolean"}
 KEPT = ("default", "min", "max", "tooltip")
-HOSTS_OWN = ("lora_name", "prompts_file", "reference_sampler", "reference_scheduler")
+HOSTS_OWN = ("folder", "lora_name", "prompts_file", "reference_sampler", "reference_scheduler")
 """Lists that hold the host's files and samplers."""
 
 Json = dict[str, Any]
