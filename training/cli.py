@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from . import host_path
 from .backbone import Backbone, Cond
 from .config import PRESETS, DistillConfig
 from .distill import LORA
@@ -29,7 +30,7 @@ class Opened(Protocol):
 
 # Where each kind of model comes from: a module with `open_model(args) -> Opened`, imported only when it is
 # asked for.
-MODELS = {"embedded": ".embedded.opened"}
+MODELS = {"embedded": ".embedded.opened", "comfyui": ".nodes.headless"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="model",
         help="the small model that comes with the pack",
     )
+    model.add_argument(
+        "--comfyui", type=Path, help="ComfyUI's folder: a checkpoint of any kind that it loads, no server"
+    )
+    parser.add_argument("--checkpoint", type=Path, help="with --comfyui: the teacher (.safetensors)")
+    parser.add_argument("--width", type=int, default=1024, help="with --comfyui: of the pictures, in pixels")
+    parser.add_argument("--height", type=int, default=1024, help="with --comfyui: of the pictures, in pixels")
     parser.add_argument(
         "--prompts", type=Path, help="text file, a prompt a line (required but for --embedded)"
     )
@@ -69,7 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     overrides = {f.name: getattr(args, f.name) for f in fields(DistillConfig)}
-    config = DistillConfig.resolve(args.preset or args.model, args.config, **overrides)
+    if args.comfyui is not None:
+        args.model = "comfyui"
+        if args.checkpoint is None:
+            raise ValueError("--comfyui needs --checkpoint: the file of the teacher")
+        host_path.add(args.comfyui)
+    preset = args.preset or (args.model if args.model in PRESETS else "sdxl")
+    config = DistillConfig.resolve(preset, args.config, **overrides)
     opened: Opened = import_module(MODELS[args.model], __name__.rsplit(".", 2)[0]).open_model(args)
     prompts = opened.encode(read_prompts(args.prompts) if args.prompts else [])
     if args.dry_run:

@@ -1,0 +1,71 @@
+"""`tcd train --comfyui PATH --checkpoint FILE`: a checkpoint by ComfyUI's own loader, without a server.
+
+`training.host_path` has put ComfyUI on the path before this package is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import folder_paths
+import torch
+from torch import Tensor
+
+from .backbone import HostBackbone, alike, fingerprint, ready
+from .distill import decoder, encode, latent_shape
+
+
+class Opened:
+    """See `training.cli.Opened`. The model stays ready for training until the process ends."""
+
+    def __init__(self, model: Any, clip: Any, vae: Any, size: tuple[int, int], negative: str) -> None:
+        self.clip, self.negative = clip, negative
+        self._uncond: dict[str, Tensor] | None = None
+        shape = latent_shape(model, *size, None, None)
+        stack = ExitStack()
+        atexit.register(stack.close)
+        stack.enter_context(ready(model))
+        self.backbone = HostBackbone(model, shape, decoder(model.get_model_object("latent_format"), vae))
+        kind = type(model.model.model_config).__name__
+        self.metadata = {"tcd.teacher": kind, "tcd.teacher_hash": fingerprint(self.backbone.network)}
+
+    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        """The training prompts first; then the negative one, which was encoded with them to their length."""
+        if self._uncond is not None and prompts == [self.negative]:
+            return self._uncond
+        if not prompts:
+            raise ValueError("--prompts is needed: a text file, a prompt a line")
+        cond = self.backbone.encode([self._text(prompt) for prompt in prompts])
+        uncond = self.backbone.encode([self._text(self.negative)], uncond=True)
+        cond, self._uncond = alike(cond, uncond)
+        return cond
+
+    def _text(self, prompt: str) -> Any:
+        with torch.inference_mode():
+            return encode(self.clip, prompt)[0]
+
+
+def open_model(args: argparse.Namespace) -> Opened:
+    """ValueError where the file holds no model, no text encoder, or none that ComfyUI knows."""
+    path = Path(args.checkpoint).resolve()
+    if not path.is_file():
+        raise ValueError(f"--checkpoint {args.checkpoint}: no such file")
+    embeddings = folder_paths.get_folder_paths("embeddings")
+    with torch.inference_mode():
+        try:
+            model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
+                str(path), embedding_directory=embeddings
+            )
+        except RuntimeError as error:
+            raise ValueError(f"--checkpoint {path}: ComfyUI cannot load it: {error}") from error
+    if model is None or clip is None:
+        raise ValueError(
+            f"--checkpoint {path}: holds {'no text encoder' if model is not None else 'no diffusion model'}; "
+            "a whole checkpoint is needed, as Load Checkpoint takes it"
+        )
+    return Opened(model, clip, vae, (args.width, args.height), args.negative)
