@@ -77,6 +77,8 @@ def base(kind: str) -> Any:
         for _, weight in sorted(network.diffusion_model.named_parameters()):
             scale = 1 / max(weight[0].numel(), 1) ** 0.5 if weight.ndim > 1 else 0.1
             weight.data = torch.randn(weight.shape, generator=generator) * scale + (weight.ndim == 1)
+        for table in network.diffusion_model.buffers():  # of positions; a file's loading would fill it
+            table.copy_(torch.randn(table.shape, generator=generator))
         network.eval().requires_grad_(False)
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(network, load_device=cpu, offload_device=cpu)
