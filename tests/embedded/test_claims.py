@@ -78,8 +78,16 @@ def test_a_tuned_gamma_is_judged_beside_the_usual_one():
 
 def test_a_figure_is_the_mean_with_the_widest_interval():
     figure = Figure.of([row("tcd", 4, 100), row("tcd", 4, 110)])
-    assert figure == (105.0, 95.0, 115.0) and str(figure) == "105 (95 to 115)"
-    assert Figure(1, 0, 2).below(Figure(4, 3, 5)) and not Figure(1, 0, 3).below(Figure(4, 3, 5))
+    assert figure[:3] == (105.0, 95.0, 115.0) and str(figure) == "105 (95 to 115)"
+
+
+def test_figures_are_compared_seed_by_seed():
+    def figure(*distances: float) -> Figure:
+        return Figure.of([row("tcd", 4, d) for d in distances])
+
+    assert figure(100, 200).below(figure(120, 220))  # though 200 is above 120
+    assert not figure(100, 200).below(figure(120, 205))
+    assert figure(100, 110).below(figure(130)) and not figure(100, 125).below(figure(130))
     with pytest.raises(ValueError, match="run this part"):
         Figure.of([])
 
