@@ -6,6 +6,7 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from . import compare, dataset, distill, embedded, lora, sampler, save_lora
 from .progress import add_route
+from .routes import add_routes
 from .tcd_sss import register
 
 NODES: list[type[io.ComfyNode]] = [
@@ -26,3 +27,4 @@ class TCDExtension(ComfyExtension):
 
 register()
 add_route()
+add_routes()

@@ -139,6 +139,11 @@ def latest(node: str) -> dict[str, Any] | None:
     return _latest.get(node)
 
 
+def runs() -> list[dict[str, Any]]:
+    """The last message of each node in this server's life."""
+    return list(_latest.values())
+
+
 def add_route() -> None:
     """GET /tcd/distill/{node}, where a server runs."""
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)

@@ -1,0 +1,72 @@
+// Under the LoRA loader: how the chosen LoRA is sampled, and a button that sets it.
+import { addDisplay, chain, COLOUR, frame, html } from "./elements.mjs";
+import { receivers, set, value, widget } from "./graph.mjs";
+
+/** "4 steps, cfg 1, gamma 0.3". */
+export function summary(tip) {
+  const strength = tip.strength === 1 ? "" : `strength ${tip.strength}, `;
+  return `${strength}${tip.steps} step${tip.steps === 1 ? "" : "s"}, cfg ${tip.cfg}, gamma ${tip.gamma}`;
+}
+
+/** Sets the settings on all nodes they belong to; the number of nodes. */
+export function apply(loader, tip) {
+  const found = receivers(loader);
+  for (const [node, names] of found) for (const name of names) set(node, name, tip[name]);
+  if (found.length && value(loader, "strength") !== tip.strength) set(loader, "strength", tip.strength);
+  return found.length;
+}
+
+export function addPreset(node, app, api) {
+  const text = html("div", { style: { flex: "1", minWidth: "0" } });
+  const button = html("button", {
+    type: "button",
+    style: { flex: "none", border: "none", borderRadius: "5px", padding: "4px 12px", cursor: "pointer",
+      background: COLOUR.down, color: "var(--p-primary-contrast-color, #fff)", font: "inherit", fontWeight: "600" },
+  }, "Apply");
+  const element = frame();
+  element.dataset.tcd = "preset";
+  element.append(html("div", { style: { display: "flex", gap: "8px", alignItems: "center", height: "32px" } }, text, button));
+  addDisplay(node, "tcd_preset", element, () => 46);
+
+  let [tip, asked] = [null, undefined];
+  const show = (first, second = "", title = "") => {
+    const line = { overflow: "hidden", textOverflow: "ellipsis", whiteSpace: "nowrap" };
+    text.replaceChildren(html("div", { style: line }, first),
+      html("div", { style: { ...line, color: COLOUR.muted, fontSize: "10px" } }, second));
+    text.title = title;
+    button.style.display = tip ? "" : "none";
+  };
+  button.addEventListener("click", () => {
+    const count = apply(node, tip);
+    const done = count ? `set on ${count} node${count > 1 ? "s" : ""}` : "no TCD sampler is connected after this node";
+    show(summary(tip), done, done);
+    app.canvas?.setDirty(true, true);
+  });
+  const ask = async () => {
+    const name = value(node, "lora_name");
+    if (name === asked) return;
+    asked = name;
+    tip = null;
+    show(name ? "reading the file \u2026" : "no LoRA chosen");
+    if (!name) return;
+    let answer;
+    try {
+      answer = await (await api.fetchApi(`/tcd/lora?name=${encodeURIComponent(name)}`)).json();
+    } catch {
+      answer = { error: "the server does not answer" };
+    }
+    if (name !== asked) return;
+    tip = answer.advice ?? null;
+    if (tip) show(summary(tip), `${tip.title}: ${tip.note}`, `${tip.note}\n${tip.source}`);
+    else show(answer.error ?? "no settings known for this file", answer.base ?? "", answer.error ?? "");
+  };
+  const chosen = widget(node, "lora_name");
+  if (chosen) chain(chosen, "callback", ask);
+  chain(node, "onConfigure", ask);
+  // A node from the menu is asked for at once; one from a file after its values are there.
+  const first = setTimeout(ask, 0);
+  chain(node, "onRemoved", () => {
+    clearTimeout(first);
+    asked = null;
+  });
+}
