@@ -56,16 +56,22 @@ export function frame() {
   });
 }
 
+const MARGIN = 8; // pixels around a widget's element, within the widget's height
+
 /**
  * A widget at the end of the node that is in neither the workflow nor the prompt: positions of others stay.
- * `height()` in pixels.
+ * `height()` of the element in pixels. The node grows to hold it.
  */
 export function addDisplay(node, name, element, height) {
+  const outer = () => height() + 2 * MARGIN;
   const widget = node.addDOMWidget(name, "tcd-display", element, {
     serialize: false, hideOnZoom: false, getValue: () => "", setValue: () => {},
-    getMinHeight: height, getMaxHeight: height,
+    margin: MARGIN, getMinHeight: outer, getMaxHeight: outer,
   });
   widget.serialize = false;
+  // A node from the menu has its size from before the widget was there.
+  const needed = node.computeSize();
+  node.setSize([Math.max(node.size[0], needed[0]), Math.max(node.size[1], needed[1])]);
   return widget;
 }
 

@@ -31,7 +31,7 @@ class TestRun:
     def INPUT_TYPES(cls):
         return {"required": {"node": ("STRING", {"default": ""})}}
     def make(self, node):
-        progress = next(m for n, m in sys.modules.items() if n.endswith("v1.0.nodes.progress"))
+        progress = next(m for n, m in sys.modules.items() if n.endswith("ComfyUI-TCD.nodes.progress"))
         config = types.SimpleNamespace(steps=80, validate_every=20, batch=4, accumulation=1)
         folder = pathlib.Path(folder_paths.get_output_directory()) / "tcd_training" / "page-test"
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def playwright(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(host: Any, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
     home = tmp_path_factory.mktemp("page")
-    copy_pack(home / "custom_nodes" / "ComfyUI TCD-pack v1.0")
+    copy_pack(home / "custom_nodes" / "ComfyUI-TCD")
     (home / "custom_nodes" / "run").mkdir()
     (home / "custom_nodes" / "run" / "__init__.py").write_text(RUN)
     (home / "models" / "loras").mkdir(parents=True)

@@ -13,15 +13,18 @@ page.on("console", (message) => {
 });
 page.on("pageerror", (error) => seen.errors.push(String(error.stack)));
 
+// A new user gets the templates in place of a graph; and the page's own first graph, loaded late, would
+// replace ours.
+await fetch(`${url}/settings`, { method: "POST", body: JSON.stringify({ "Comfy.TutorialCompleted": true }) });
 const load = async () => {
   await page.goto(url);
-  await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.TCD_Distill, null, { timeout: 60000 });
+  await page.waitForFunction(() => window.app?.graph?._nodes?.length && window.LiteGraph?.registered_node_types?.TCD_Distill,
+    null, { timeout: 90000 });
 };
 const build = (theme, vue) => page.evaluate(async ([theme, vue]) => {
   const { app } = window;
   await app.extensionManager.setting.set("Comfy.ColorPalette", theme);
   await app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue);
-  await app.extensionManager.setting.set("Comfy.TutorialCompleted", true);
   app.graph.clear();
   const add = (type, x, y, values = {}, width = 330) => {
     const node = window.LiteGraph.createNode(type);
@@ -56,11 +59,11 @@ const shot = async (name) => {
 
 await load();
 await build("dark", false);
-await page.waitForSelector('[data-tcd="drawing"] [data-tcd="down"]', { timeout: 20000 });
+await page.waitForSelector('[data-tcd="drawing"] [data-tcd="down"]', { timeout: 60000 });
 seen.before = await down();
 await gamma(0.8);
 seen.after = await down();
-await page.waitForSelector('[data-tcd="preset"] button:visible', { timeout: 20000 });
+await page.waitForSelector('[data-tcd="preset"] button:visible', { timeout: 60000 });
 seen.preset = await page.locator('[data-tcd="preset"]').first().innerText();
 const values = () => page.evaluate(() => Object.fromEntries(
   window.app.graph._nodes.find((n) => n.comfyClass === "TCD_KSampler").widgets.map((w) => [w.name, w.value])));
@@ -82,16 +85,16 @@ await page.evaluate(async () => {
     body: JSON.stringify({ prompt: Object.fromEntries(test), client_id: window.app.api.clientId }),
   });
 });
-await page.waitForSelector('[data-tcd="training"] [data-tcd="loss"]', { timeout: 30000 });
+await page.waitForSelector('[data-tcd="training"] [data-tcd="loss"]', { timeout: 60000 });
 seen.training = await page.locator('[data-tcd="facts"]').innerText();
 const saved = await page.evaluate(() => JSON.stringify(window.app.graph.serialize()));
 await shot("dark");
 await load();
 await page.evaluate(async (graph) => window.app.loadGraphData(JSON.parse(graph)), saved);
-await page.waitForSelector('[data-tcd="training"] [data-tcd="loss"]', { timeout: 30000 });
+await page.waitForSelector('[data-tcd="training"] [data-tcd="loss"]', { timeout: 60000 });
 seen.reloaded = await page.locator('[data-tcd="facts"]').innerText();
 await page.waitForFunction(() => /done/.test(document.querySelector('[data-tcd="facts"]').textContent), null, { timeout: 60000 });
-await page.waitForFunction(() => document.querySelector('[data-tcd="picture"]')?.naturalWidth > 0, null, { timeout: 20000 });
+await page.waitForFunction(() => document.querySelector('[data-tcd="picture"]')?.naturalWidth > 0, null, { timeout: 60000 });
 await shot("reloaded");
 await page.locator('[data-tcd="picture"]').click();
 seen.zoomed = await page.locator('dialog[data-tcd="zoom"]').isVisible();
