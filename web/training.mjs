@@ -144,7 +144,7 @@ export function addTraining(node, api) {
         html("div", { style: { height: "4px", borderRadius: "2px", background: colour, width: `${share}%` } })),
       run.message ? html("div", { title: run.message,
         style: { color: COLOUR.muted, marginTop: "3px", overflow: "hidden", textOverflow: "ellipsis", whiteSpace: "nowrap" } },
-        run.message) : null,
+        run.message) : "",
       chart(run) ?? "");
     drawPictures();
   };

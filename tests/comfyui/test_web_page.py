@@ -110,6 +110,7 @@ def test_prompts_and_workflows_hold_nothing_of_the_page(seen: dict[str, Any]):
 
 def test_the_panel_shows_the_run_also_after_a_reload(seen: dict[str, Any]):
     assert "training" in seen["training"] and "/ 80" in seen["training"]
+    assert "null" not in seen["panel"]
     assert "/ 80" in seen["reloaded"]
     assert seen["zoomed"] and seen["zoom"] == "125%"
 

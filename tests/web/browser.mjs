@@ -87,6 +87,7 @@ await page.evaluate(async () => {
 });
 await page.waitForSelector('[data-tcd="training"] [data-tcd="loss"]', { timeout: 60000 });
 seen.training = await page.locator('[data-tcd="facts"]').innerText();
+seen.panel = await page.locator('[data-tcd="training"]').innerText();
 const saved = await page.evaluate(() => JSON.stringify(window.app.graph.serialize()));
 await shot("dark");
 await load();
