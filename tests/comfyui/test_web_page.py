@@ -93,7 +93,14 @@ def test_no_errors_of_ours_and_nothing_left_behind(seen: dict[str, Any]):
 
 def test_the_drawing_follows_gamma(seen: dict[str, Any]):
     assert seen["before"] != seen["after"] and seen["before"].count("M") == 6
-    assert seen["vue"] and not seen["flat"]
+
+
+def test_the_drawing_is_there_in_nodes_2_0(seen: dict[str, Any], host: Any):
+    if not seen["vue"]:
+        version = (host.path / "comfyui_version.py").read_text("utf-8")
+        assert '"0.3.' in version, "only the first Nodes 2.0, off by default there, may leave it out"
+        pytest.skip("the first Nodes 2.0 does not show the widgets of extensions")
+    assert not seen["flat"]
 
 
 def test_a_preset_is_offered_and_set_by_its_button_only(seen: dict[str, Any]):
