@@ -138,7 +138,7 @@ class DistillConfig:
         overrides = {k: v for k, v in overrides.items() if v is not None}
         values |= overrides
         if "warmup" not in written | overrides.keys():  # of a preset, which knows nothing of fewer steps
-            usual = {f.name: f.default for f in fields(cls)} | values
+            usual: dict[str, Any] = {f.name: f.default for f in fields(cls)} | values
             if isinstance(usual["steps"], int):
                 values["warmup"] = min(usual["warmup"], usual["steps"] // 4)
         return cls.from_mapping(values)

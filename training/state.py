@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +68,10 @@ class State:
         if "progress" not in metadata:
             raise ValueError(f"{self.path}: not a checkpoint of a run; move it away or choose another folder")
         progress = json.loads(metadata["progress"])
-        usual = {f.name: f.default for f in fields(self.config)}  # for what is newer than the checkpoint
-        before, now = {**usual, **progress["config"]}, self.config.as_dict()
+        # What the checkpoint does not name is newer than it.
+        usual: dict[str, Any] = {f.name: f.default for f in fields(self.config)}
+        before: dict[str, Any] = {**usual, **progress["config"]}
+        now = self.config.as_dict()
         changed = [k for k, v in now.items() if before[k] != v]
         if before["batch"] * before["accumulation"] == now["batch"] * now["accumulation"]:
             # The same samples, cut otherwise: a run may go on in smaller parts on a smaller card.

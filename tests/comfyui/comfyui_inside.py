@@ -590,7 +590,7 @@ def compare_grid(output: str, loras: str = "", lora: str = "none", **given: Any)
         "lora_strengths": "1", "reference_sampler": "euler", "reference_scheduler": "normal",
         "reference_steps": 6, "reference_cfg": 3.0, "cell_size": 128,
     }  # fmt: skip
-    asked = {**defaults, **given}
+    asked: dict[str, Any] = {**defaults, **given}
     bar: list[tuple[int, int, bool]] = []  # value, total, with a preview of the sheet
     comfy.utils.set_progress_bar_global_hook(
         lambda value, total, preview, **_: bar.append((value, total, preview is not None))

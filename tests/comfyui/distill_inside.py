@@ -214,13 +214,14 @@ def guided_like_the_host(kind: str) -> dict[str, Tensor]:
     """x0 of one prompt by the bridge, and by the host's own path of a sampling."""
     import comfy.samplers
 
-    for made, cond, _ in opened(kind, 1):
-        t = 0.6 if made.flow else 599.0
-        now = made.schedule.point(torch.tensor([t], dtype=torch.float64))
-        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-        with torch.no_grad():
-            ours = made.predictor(cond)(x, now, now)[0]
-        alpha, sigma = (float(v) for v in now.level)
+    opening = opened(kind, 1)
+    made, cond, _ = next(opening)
+    now = made.schedule.point(torch.tensor([0.6 if made.flow else 599.0], dtype=torch.float64))
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        ours = made.predictor(cond)(x, now, now)[0]
+    alpha, sigma = (float(v) for v in now.level)
+    opening.close()
     patcher = base(kind).clone()
     state_ = x if made.flow else x / alpha
     level = sigma if made.flow else sigma / alpha

@@ -292,7 +292,7 @@ def test_the_embedded_model_through_the_bridge_is_the_embedded_model(inside: Ins
         **settings,
     )  # fmt: skip
     model = EmbeddedModel.load()
-    config = DistillConfig.resolve("embedded", text=more, alpha=4.0, w_min=1.5, w_max=2.5, **settings)
+    config = DistillConfig.resolve("embedded", text=more, alpha=4.0, w_min=1.5, w_max=2.5, **settings)  # pyright: ignore[reportArgumentType]
     outcome = train(
         config, model, model.encode(prompts), model.unconditional(), tmp_path, quiet=True, validate=False
     )

@@ -138,7 +138,7 @@ def test_the_embedded_model_samples_what_embedded_samples(
     model = EmbeddedModel.load()
     linear = ((n, m) for n, m in model.unet.named_modules() if isinstance(m, nn.Linear))
     layers = {n: m.weight.shape for n, m in linear if "transformer_blocks" in n}
-    width = model.unet.time_embed[-1].out_features  # pyright: ignore
+    width: int = model.config.model_channels * 4
     file = write_student(tmp_path / f"{tmp_path.name}.safetensors", layers, width)
     noise, noises = randn(1, 3, 8, 4, 4), [randn(10 + i, 3, 8, 4, 4) for i in range(steps)]
     copy = with_lora(model, Path(file))

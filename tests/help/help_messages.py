@@ -36,6 +36,6 @@ def _messages(node: ast.AST) -> Iterator[str]:
     if (isinstance(node, ast.Raise) and name not in OURS) or name == "warning":
         for argument in call.args:
             if isinstance(argument, ast.JoinedStr):
-                yield "".join(p.value if isinstance(p, ast.Constant) else "..." for p in argument.values)
+                yield "".join(str(p.value) if isinstance(p, ast.Constant) else "..." for p in argument.values)
             elif isinstance(argument, ast.Constant) and isinstance(argument.value, str):
                 yield argument.value

@@ -23,9 +23,10 @@ def random(width: int, sinusoids: int = 128) -> dict[str, Tensor]:
 
 def test_a_student_of_the_embedded_model_is_told_s(tmp_path: Path):
     model = EmbeddedModel.load()
-    width = model.unet.time_embed[-1].out_features  # pyright: ignore
-    layer = next(n for n, m in model.unet.named_modules() if n.endswith("attn1.to_q"))
-    rows, columns = model.unet.get_submodule(layer).weight.shape  # pyright: ignore
+    width: int = model.config.model_channels * 4
+    layer = next(n for n, _ in model.unet.named_modules() if n.endswith("attn1.to_q"))
+    weight = model.unet.get_parameter(f"{layer}.weight")
+    rows, columns = len(weight), weight.shape[1]
     key = f"lora_unet_{layer.replace('.', '_')}"
     factors = {"lora_down": torch.randn(2, columns), "lora_up": torch.randn(rows, 2)}
     path = tmp_path / "student.safetensors"

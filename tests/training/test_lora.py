@@ -305,7 +305,8 @@ def test_diffusers_loads_what_was_trained_under_the_original_names(tmp_path: Pat
     save_lora(path, factors, 2.0, {}, {}, names)
 
     before = {n: shapes[n].weight.detach().clone() for n in shapes}
-    state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(str(path), unet_config=unet.config)
+    loaded = StableDiffusionLoraLoaderMixin.lora_state_dict(str(path), unet_config=unet.config)
+    state, alphas = loaded[0], loaded[1]
     StableDiffusionLoraLoaderMixin.load_lora_into_unet(state, alphas, unet)
     unet.fuse_lora()
     unet.unload_lora()

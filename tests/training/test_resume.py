@@ -298,7 +298,7 @@ def test_after_a_loss_that_is_not_finite_nothing_changes(tmp_path: Path, ahead: 
     def spoil(done: int, loss: float) -> None:
         if done == 2:
             inside["before"] = {k: p.detach().clone() for k, p in inside["parameters"].items()}
-            backbone.before = lambda x: x.fill_(torch.nan)
+            backbone.before = lambda x: x.fill_(torch.nan)  # pyright: ignore[reportAttributeAccessIssue]
 
     with pytest.raises(ValueError, match=r"loss nan, .* at step 3: the run diverged") as caught:
         run(config, tmp_path, backbone, inside=start, on_step=spoil, ahead=ahead)

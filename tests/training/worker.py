@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-import conftest  # noqa: E402, F401  (names the pack)
+import conftest  # noqa: E402, F401  # pyright: ignore[reportUnusedImport]  (names the pack)
 from tiny import Stop, TinyUNet, run, settings, stop_at  # noqa: E402
 
 from comfyui_tcd.training.checkpoint import load_tensors  # noqa: E402
