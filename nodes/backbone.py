@@ -7,7 +7,8 @@ of a batch on the whole batch. Losses are in the state of the paper: VP for EPS 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from hashlib import sha256
 from typing import Any
 
@@ -204,6 +205,30 @@ def trainable(module: nn.Module) -> Generator[None, None, None]:
             store[name] = tensor
 
 
+@cache
+def differentiable_rope() -> None:
+    """Newer hosts turn positions by an operator without a gradient: it is the turn back, given here once."""
+    operators = getattr(torch.ops, "comfy_kitchen", None)
+    if not hasattr(operators, "apply_rope"):
+        return
+
+    def keep(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[-1])
+
+    def back(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (turns,) = ctx.saved_tensors
+        return (*(turn(g, turns.transpose(-1, -2)) for g in grads), None)
+
+    def turn(x: Tensor, turns: Tensor) -> Tensor:
+        pairs = x.to(turns.dtype).unflatten(-1, (-1, 1, 2))
+        return (turns * pairs).sum(-1).flatten(-2).to(x.dtype)
+
+    for name in ("apply_rope", "apply_rope1"):
+        if hasattr(operators, name):
+            with suppress(RuntimeError):  # the host has one by now
+                torch.library.register_autograd(f"comfy_kitchen::{name}", back, setup_context=keep)
+
+
 @contextmanager
 def ready(patcher: Any) -> Generator[None, None, None]:
     """The MODEL in memory, whole, with its patches in; nothing of the training stays on it.
@@ -227,6 +252,7 @@ def ready(patcher: Any) -> Generator[None, None, None]:
     network = patcher.model.diffusion_model
     was = network.training
     patcher.pre_run()
+    differentiable_rope()
     try:
         # The host's transformers overwrite (`x += y`) what a backward pass still needs.
         flow = isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST)
