@@ -268,9 +268,9 @@ def test_a_data_set_is_encoded_once_and_trains(inside: Inside, pictures: Path):
 
 def test_a_saved_lora_in_every_format(inside: Inside, home: Path):
     path = inside("distilled", kind="sd3", name="to save")["path"]
-    first = Path(inside("saved", name="mine", form="kohya", path=path, notes="for 4 steps"))
-    assert first == home / "output/loras/mine.safetensors"
-    assert Path(inside("saved", name="mine", form="kohya", path="to save")).name == "mine-2.safetensors"
+    first = Path(inside("saved", name="kept", form="kohya", path=path, notes="for 4 steps"))
+    assert first == home / "output/loras/kept.safetensors"
+    assert Path(inside("saved", name="kept", form="kohya", path="to save")).name == "kept-2.safetensors"
     a, b = load_file(path), load_file(first)
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     with safe_open(str(first), "pt") as file:
