@@ -13,7 +13,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -36,9 +36,14 @@ def receive(stream: IO[bytes]) -> Any:
 
 
 @contextmanager
-def start(host: Path, python: Path, pack: Path, log: Path) -> Generator[Callable[..., Any]]:
-    """A worker: the function that is given calls one of comfyui_inside.py by its name, with its arguments."""
-    worker = [python, __file__, host, pack]
+def start(
+    host: Path, python: Path, pack: Path, log: Path, script: str = "comfyui_worker.py", *more: Path
+) -> Generator[Callable[..., Any]]:
+    """A worker: the function that is given calls one of the script's by its name, with its arguments.
+
+    `more` are arguments of the script. comfyui_worker.py serves the functions of comfyui_inside.py.
+    """
+    worker = [python, Path(__file__).with_name(script), host, pack, *more]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     with (
         log.open("wb") as errors,
@@ -66,6 +71,18 @@ def start(host: Path, python: Path, pack: Path, log: Path) -> Generator[Callable
         questions.close()
 
 
+def serve(answers: IO[bytes], functions: Mapping[str, Any]) -> None:
+    """Answer calls from stdin, inside the host's inference mode, until it ends."""
+    while (message := receive(sys.stdin.buffer)) is not None:
+        name, arguments = message
+        try:
+            with torch.inference_mode():
+                answer = [functions[name](**arguments), None]
+        except BaseException:
+            answer = [None, traceback.format_exc()]
+        send(answers, answer)
+
+
 def main() -> None:
     host, pack = sys.argv[1:3]
     answers = os.fdopen(os.dup(1), "wb")
@@ -83,14 +100,7 @@ def main() -> None:
 
     inside.load(pack)
     send(answers, [loaded, None])
-    while (message := receive(sys.stdin.buffer)) is not None:
-        name, arguments = message
-        try:
-            with torch.inference_mode():
-                answer = [getattr(inside, name)(**arguments), None]
-        except BaseException:
-            answer = [None, traceback.format_exc()]
-        send(answers, answer)
+    serve(answers, vars(inside))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import traceback
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from comfyui_worker import receive, send
+from comfyui_worker import send, serve
 from torch import Tensor
 
 SETTINGS = (
@@ -298,14 +297,7 @@ def main() -> None:
         (Path(home) / name).mkdir(parents=True, exist_ok=True)
     folder_paths.set_temp_directory(str(Path(home) / "temp"))
     send(answers, [asyncio.run(nodes.load_custom_node(folder)), None])
-    while (message := receive(sys.stdin.buffer)) is not None:
-        name, arguments = message
-        try:
-            with torch.inference_mode():
-                answer = [globals()[name](**arguments), None]
-        except BaseException:
-            answer = [None, traceback.format_exc()]
-        send(answers, answer)
+    serve(answers, globals())
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ import asyncio
 import json
 import os
 import sys
-import traceback
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from comfyui_worker import receive, send
+from comfyui_worker import send, serve
 from torch import Tensor
 
 SD: dict[str, Any] = {
@@ -258,14 +257,7 @@ def main() -> None:
 
     folder_paths.add_model_folder_path("loras", loras)
     send(answers, [asyncio.run(nodes.load_custom_node(folder)), None])
-    while (message := receive(sys.stdin.buffer)) is not None:
-        name, arguments = message
-        try:
-            with torch.inference_mode():
-                answer = [globals()[name](**arguments), None]
-        except BaseException:
-            answer = [None, traceback.format_exc()]
-        send(answers, answer)
+    serve(answers, globals())
 
 
 if __name__ == "__main__":

@@ -6,15 +6,13 @@ B14 to B18 and B24 to B28 are defects of other trainers that are named in the de
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from comfyui_worker import receive, send
+from comfyui_worker import start
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -37,35 +35,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def inside(host: Any, pack: Path, home: Path) -> Generator[Inside]:
     log = home / "log.txt"
-    command = [host.python, Path(__file__).with_name("distill_inside.py"), host.path, pack, home]
-    with (
-        log.open("wb") as errors,
-        subprocess.Popen(
-            command,
-            cwd=host.path,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        ) as process,
-    ):
-        questions, answers = process.stdin, process.stdout
-        assert questions and answers
-
-        def answer() -> Any:
-            message = receive(answers)
-            assert message is not None, f"the worker died:\n{log.read_text()[-3000:]}"
-            if message[1]:
-                raise RuntimeError(message[1])
-            return message[0]
-
-        def call(function: str, **arguments: Any) -> Any:
-            send(questions, [function, arguments])
-            return answer()
-
-        assert answer(), log.read_text()[-3000:]
+    with start(host.path, host.python, pack, log, "distill_inside.py", home) as call:
         yield call
-        questions.close()
 
 
 def near(a: torch.Tensor, b: torch.Tensor, within: float = 1e-4) -> bool:

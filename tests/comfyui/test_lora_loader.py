@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_worker import receive, send
+from comfyui_worker import start
 from lora_files import Pairs, adapters, every_format, kohya, lora_ab, text_encoder, write
 from torch import Tensor
 
@@ -33,35 +31,8 @@ def loras(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def inside(host: Any, pack: Path, loras: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Inside]:
     log = tmp_path_factory.mktemp("worker") / "log.txt"
-    command = [host.python, Path(__file__).with_name("lora_inside.py"), host.path, pack, loras]
-    with (
-        log.open("wb") as errors,
-        subprocess.Popen(
-            command,
-            cwd=host.path,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        ) as process,
-    ):
-        questions, answers = process.stdin, process.stdout
-        assert questions and answers
-
-        def answer() -> Any:
-            message = receive(answers)
-            assert message is not None, f"the worker died:\n{log.read_text()[-3000:]}"
-            if message[1]:
-                raise RuntimeError(message[1])
-            return message[0]
-
-        def call(function: str, **arguments: Any) -> Any:
-            send(questions, [function, arguments])
-            return answer()
-
-        assert answer() is True, f"ComfyUI could not load the pack:\n{log.read_text()[-3000:]}"
+    with start(host.path, host.python, pack, log, "lora_inside.py", loras) as call:
         yield call
-        questions.close()
 
 
 def small(unet: Architecture) -> Architecture:

@@ -32,14 +32,15 @@ def test_a_student_of_the_embedded_model_is_told_s(tmp_path: Path):
     shapes = {"lora_down": (2, columns), "lora_up": (rows, 2)}
     factors = {k: torch.randn(v, generator=draw) for k, v in shapes.items()}
     path = tmp_path / "student.safetensors"
-    save_tensors(path, {f"{key}.{k}.weight": v for k, v in factors.items()} | random(width), {})
+    embedding = {k: 8 * v for k, v in random(width).items()}  # loud beside the timestep's own
+    save_tensors(path, {f"{key}.{k}.weight": v for k, v in factors.items()} | embedding, {})
     student = with_lora(model, path)
     assert student.told is not None
     predict = student.told(student.predictor(student.unconditional()))
     x, point = torch.randn(1, *LATENT, generator=draw), student.schedule.point
     with torch.no_grad():
-        near, far = (predict(x, point(999), point(s))[0] for s in (700.0, 0.0))
-    assert (near - far).norm() > 1e-3 * far.norm()
+        near, far = (predict(x, point(500), point(s))[0] for s in (400.0, 0.0))
+    assert (near - far).norm() > 1e-2 * far.norm()
 
 
 @pytest.mark.parametrize("sinusoids", [128, 64])
