@@ -38,6 +38,7 @@ FIGURE_6 = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 FIGURE_6_STEPS = (2, 4, 8, 20)
 TUNED = (0.0, 0.1, 0.2, 0.3)  # gammas to choose from; LCM's sampler has none
 GUIDANCE = (1.0, 1.25, 1.5, 2.0, 3.0)
+CLOSE, CLOSE_TIMES = 2, 5  # at so many steps TCD and LCM are close: so many times the samples
 
 METHODS: dict[str, dict[str, Any]] = {
     "tcd": {},
@@ -71,23 +72,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also copy tables, pictures and results.json here, e.g. docs/reproduction",
     )
     parser.add_argument("--ship", action="store_true", help="also make seed 0's LoRAs the shipped ones")
-    parser.add_argument("--only", choices=PARTS, nargs="*", help="these parts alone")
+    parser.add_argument(
+        "--only", choices=PARTS, nargs="*", help="make these parts alone, and report all that is finished"
+    )
 
 
 class Reproduction:
     """The folder of a reproduction: runs, and the figures of finished stages."""
 
-    def __init__(self, out: Path, samples: int) -> None:
-        self.out, self.began = out, time.monotonic()
+    def __init__(self, out: Path, samples: int, parts: Sequence[str] = PARTS) -> None:
+        self.out, self.parts, self.began = out, parts, time.monotonic()
         self.teacher, self.judge = EmbeddedModel.load(), Judge.load()
         self.prompts = evaluation_prompts(samples)
+        self.more = evaluation_prompts(samples * CLOSE_TIMES, seed=5)
         self.tuning = evaluation_prompts(
             min(samples, 1000), seed=4
         )  # learning rates are chosen on other prompts
 
-    def stage(self, name: str, make: Callable[[], list[Row]]) -> list[Row]:
-        """Rows of a stage, from its file if it is done."""
+    def stage(self, part: str, name: str, make: Callable[[], list[Row]]) -> list[Row]:
+        """Rows of a stage, from its file if it is done; none of a part that is not asked for."""
         path = self.out / "stages" / f"{name}.json"
+        if part not in self.parts and not path.is_file():
+            return []
         if path.is_file():
             rows: list[Row] = json.loads(path.read_text("utf-8"))
             return rows
@@ -136,7 +142,7 @@ class Reproduction:
                     )
             return rows
 
-        rows = self.stage(f"rates-{method}", measure)
+        rows = self.stage(self.parts[0], f"rates-{method}", measure)  # all parts need it
         means = {rate: _mean([r["frechet"] for r in rows if r["rate"] == rate]) for rate in RATES}
         return min(means, key=lambda rate: means[rate])
 
@@ -153,7 +159,7 @@ class Reproduction:
                     rows.append({"method": "tcd", "gamma": gamma, "steps": steps, **figures})
             return rows
 
-        rows = self.stage("gamma-tcd", measure)
+        rows = self.stage(self.parts[0], "gamma-tcd", measure)
         means = {gamma: _mean([r["frechet"] for r in rows if r["gamma"] == gamma]) for gamma in TUNED}
         return min(means, key=lambda gamma: means[gamma])
 
@@ -180,29 +186,25 @@ def finished(path: Path, steps: int) -> bool:
 
 
 def run(args: argparse.Namespace) -> int:
-    work = Reproduction(args.out, args.samples)
-    parts = args.only or PARTS
+    work = Reproduction(args.out, args.samples, args.only or PARTS)
     rates = {method: work.best_rate(method) for method in METHODS}
-    work.say(f"best learning rates of {list(RATES)}: {rates}")
-    sections: dict[str, list[Row]] = {}
-    if "table1" in parts:
-        tuned = work.best_gamma(rates["tcd"])
-        work.say(f"best gamma of {list(TUNED)}: {tuned}")
-        sections["table1"] = table_1(work, rates, tuned)
-    if "teacher" in parts:
-        sections["teacher"] = work.stage("teacher", lambda: teacher_rows(work))
-    if "figure6" in parts:
-        sections["figure6"] = [row for seed in SEEDS for row in figure_6(work, rates["tcd"], seed)]
-    if "table2" in parts:
-        sections["table2"] = [row for seed in SEEDS for row in table_2(work, rates["tcd"], seed)]
-    if "variants" in parts:
-        sections["variants"] = [row for name in VARIANTS for row in variant(work, rates["tcd"], name)]
+    gamma = work.best_gamma(rates["tcd"])
+    work.say(f"best learning rates of {list(RATES)}: {rates}; best gamma of {list(TUNED)}: {gamma}")
+    rate = rates["tcd"]
+    sections: dict[str, list[Row]] = {
+        "table1": table_1(work, rates, gamma),
+        "close": close(work, rates, gamma),
+        "teacher": work.stage("teacher", "teacher", lambda: teacher_rows(work)),
+        "figure6": [row for seed in SEEDS for row in figure_6(work, rate, seed)],
+        "table2": [row for seed in SEEDS for row in table_2(work, rate, seed)],
+        "variants": [row for name in VARIANTS for row in variant(work, rate, name)],
+    }
     settings = {
         "samples": args.samples, "iterations": ITERATIONS, "seeds": list(SEEDS), "rates": list(RATES),
         "best_rates": rates,
         "gamma": GAMMA, "cfg": CFG, "end": "official", "command": "make reproduce",
     }  # fmt: skip
-    rows = [row for row in sections.get("table1", []) if row.get("seed", 0) == 0]
+    rows = [row for row in sections["table1"] if row.get("seed", 0) == 0]
     results = {"rows": rows, "settings": settings, "sections": sections}
     (args.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
     (args.out / "report.md").write_text(report(sections, settings), "utf-8")
@@ -251,8 +253,34 @@ def table_1(work: Reproduction, rates: Mapping[str, float], gamma: float) -> lis
                 made.append({"method": "tcd_tuned", "steps": steps, "gamma": gamma, **figures, "seed": seed})
             return made
 
-        rows += work.stage(f"table1-seed{seed}", measure)
-        rows += work.stage(f"tuned-seed{seed}", tuned)
+        rows += work.stage("table1", f"table1-seed{seed}", measure)
+        rows += work.stage("table1", f"tuned-seed{seed}", tuned)
+    return rows
+
+
+def close(work: Reproduction, rates: Mapping[str, float], gamma: float) -> list[Row]:
+    """TCD and LCM where they are close, on more samples from prompts and noise of their own."""
+    rows: list[Row] = []
+    for seed in SEEDS:
+
+        def measure(seed: int = seed) -> list[Row]:
+            made: list[Row] = []
+            for name, method, own in (
+                ("tcd", "tcd", GAMMA),
+                ("tcd_tuned", "tcd", gamma),
+                ("lcm", "lcm", 1.0),
+            ):
+                student = work.student(method, METHODS[method], rates[method], seed)
+                images = sample_student(student, work.more, CLOSE, own)
+                figures = work.judge.measure(images, work.more.labels)
+                row = {"method": name, "steps": CLOSE, "gamma": None if name == "lcm" else own}
+                made.append({**row, **figures, "seed": seed})
+            if seed == 0:
+                floor = work.judge.floors(work.more.labels)["autoencoder"]
+                made.append({"method": "autoencoder", "steps": 0, "gamma": None, **floor, "seed": seed})
+            return made
+
+        rows += work.stage("table1", f"close-seed{seed}", measure)
     return rows
 
 
@@ -280,7 +308,7 @@ def figure_6(work: Reproduction, rate: float, seed: int) -> list[Row]:
             {**r, "seed": seed} for r in work.gammas(work.student("tcd", METHODS["tcd"], rate, seed), "tcd")
         ]
 
-    return work.stage(f"figure6-seed{seed}", measure)
+    return work.stage("figure6", f"figure6-seed{seed}", measure)
 
 
 def table_2(work: Reproduction, rate: float, seed: int) -> list[Row]:
@@ -305,7 +333,7 @@ def table_2(work: Reproduction, rate: float, seed: int) -> list[Row]:
             )
         return rows
 
-    return work.stage(f"table2-seed{seed}", measure)
+    return work.stage("table2", f"table2-seed{seed}", measure)
 
 
 def variant(work: Reproduction, rate: float, name: str) -> list[Row]:
@@ -314,7 +342,7 @@ def variant(work: Reproduction, rate: float, name: str) -> list[Row]:
     def measure() -> list[Row]:
         return work.gammas(work.student(name, VARIANTS[name], rate, 0), name, (4, 8))
 
-    return work.stage(f"variant-{name}", measure)
+    return work.stage("variants", f"variant-{name}", measure)
 
 
 @torch.no_grad()

@@ -76,6 +76,18 @@ def test_a_tuned_gamma_is_judged_beside_the_usual_one():
     assert [v.claim for v in verdicts if not v.holds] == ["TCD at 4 steps beats DPM-Solver++(2S) at 4"]
 
 
+def test_more_samples_settle_what_is_close():
+    touching = world(lcm={2: 205})
+    apart = [row(m, 2, d, samples=10_000) for m, d in (("tcd", 190), ("lcm", 204)) for _ in range(3)]
+    assert not claims(touching)[1].holds
+    settled = claims(touching, apart)[1]
+    assert (
+        settled.holds and "190 (185 to 195) against 204 (199 to 209) at 2 (10000 samples)" in settled.figures
+    )
+    assert not claims(world(lcm={4: 172}), apart)[1].holds  # the others are still judged
+    assert not claims(touching, [{**r, "frechet_ci": [150.0, 250.0]} for r in apart])[1].holds
+
+
 def test_a_figure_is_the_mean_with_the_widest_interval():
     figure = Figure.of([row("tcd", 4, 100), row("tcd", 4, 110)])
     assert figure[:3] == (105.0, 95.0, 115.0) and str(figure) == "105 (95 to 115)"

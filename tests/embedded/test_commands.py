@@ -174,10 +174,15 @@ def test_reproduce_goes_on_where_it_was_and_publishes(tmp_path, capsys, monkeypa
     results = json.loads((tmp_path / "docs" / "results.json").read_text("utf-8"))
     assert {r["method"] for r in results["rows"]} == {"tcd", "tcd_tuned", "lcm", "ddim", "dpmpp_2s", *FLOORS}
     assert results["settings"]["best_rates"] == {"tcd": 1e-4, "lcm": 1e-4}
-    assert {"table1", "figure6", "table2", "variants", "teacher"} == set(results["sections"])
+    assert {"table1", "close", "figure6", "table2", "variants", "teacher"} == set(results["sections"])
+    assert {r["samples"] for r in results["sections"]["close"]} == {130 * reproduce.CLOSE_TIMES}
     assert {p.name for p in (tmp_path / "docs").iterdir()} >= {"steps.png", "gamma.png"}
     report = (tmp_path / "docs" / "report.md").read_text("utf-8")
     assert all(f"## {part}" in report for part in ("Table 1", "The teacher", "Figure 6", "Table 2"))
     assert main(command) == 0
     again = capsys.readouterr().out
     assert "stage" not in again and "distilling" not in again  # all of it was done
+    (tmp_path / "run" / "stages" / "table2-seed0.json").unlink()
+    assert main([*command, "--only", "figure6"]) == 0
+    some = json.loads((tmp_path / "docs" / "results.json").read_text("utf-8"))["sections"]
+    assert some.pop("table2") == [] and all(some.values())  # what is finished is told, nothing else is made
