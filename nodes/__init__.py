@@ -8,6 +8,7 @@ from . import compare, dataset, distill, embedded, lora, sampler, save_lora
 from .progress import add_route
 from .routes import add_routes
 from .tcd_sss import register
+from .web_files import add_file_routes
 
 NODES: list[type[io.ComfyNode]] = [
     *sampler.NODES,
@@ -28,3 +29,4 @@ class TCDExtension(ComfyExtension):
 register()
 add_route()
 add_routes()
+add_file_routes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields
 from typing import Any
 
@@ -18,3 +19,8 @@ def advanced(widget: Any) -> Any:
     """The widget, behind "show advanced inputs" where the frontend has that; `advanced=` is not in 0.3.64."""
     widget.extra_dict = {**(widget.extra_dict or {}), "advanced": True}
     return widget
+
+
+def prompt_server() -> Any:
+    """The running server, or None: graphs can be run without one."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 from ..training.formats import Layer, LoraFile, open_lora
 from ..training.known_loras import advice
 from ..training.lora_report import base, key_format, recommended, remarks, span
-from .api import schema
+from .api import prompt_server, schema
 from .splus import attach
 
 log = logging.getLogger("comfyui_tcd")
@@ -179,9 +178,9 @@ def report(file: LoraFile, unet: Matched, te: Matched, clip: Any, twice: bool) -
 
 def show(text: str, node: str | None) -> None:
     """On the node, where a server runs that can."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server = prompt_server()
     if node and hasattr(server, "send_progress_text"):
-        server.send_progress_text(text, node)  # pyright: ignore[reportOptionalMemberAccess]
+        server.send_progress_text(text, node)
 
 
 class TCDLoraLoader(io.ComfyNode):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +15,7 @@ import folder_paths
 
 from ..training.config import DistillConfig
 from ..training.report import read_log
+from .api import prompt_server
 from .lora import show
 
 EVENT = "tcd.distill"
@@ -110,7 +110,7 @@ class Monitor:
             return
         self.sent = now
         _latest[self.node] = data = self.data()
-        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        server = prompt_server()
         if server is not None:
             server.send_sync(EVENT, data)
         show(self.summary(), self.node)
@@ -146,7 +146,7 @@ def runs() -> list[dict[str, Any]]:
 
 def add_route() -> None:
     """GET /tcd/distill/{node}, where a server runs."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server = prompt_server()
     if server is None:
         return
     from aiohttp import web

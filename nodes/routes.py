@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import folder_paths
 from ..training.formats import open_lora
 from ..training.known_loras import advice
 from ..training.lora_report import base
+from .api import prompt_server
 from .progress import runs
 
 
@@ -38,7 +38,7 @@ def _settings(path: str, _changed: int, _size: int) -> dict[str, Any]:
 
 def add_routes() -> None:
     """GET /tcd/lora?name=NAME and GET /tcd/runs, where a server runs."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server = prompt_server()
     if server is None:
         return
     from aiohttp import web
