@@ -17,6 +17,9 @@ TARGET = "tcd_target"
 class TargetPatch:
     """The host's `emb_patch`: adds the embedding of s to that of t, and refuses a call that says no s."""
 
+    reads = TARGET
+    """Known by this and not by its class: a second copy of the pack has a class of its own."""
+
     def __init__(self, name: str, embedding: TargetEmbedding, strength: float) -> None:
         self.name, self.embedding, self.strength = name, embedding, strength
 
@@ -62,7 +65,7 @@ def attach(patcher: Any, name: str, tensors: Mapping[str, Tensor], strength: flo
 def wants_target(extra_args: Mapping[str, Any]) -> bool:
     """Whether the model of a run is a TCF(S+) student."""
     patches = _transformer_options(extra_args).get("patches", {}).get("emb_patch", ())
-    return any(isinstance(patch, TargetPatch) for patch in patches)
+    return any(getattr(patch, "reads", None) == TARGET for patch in patches)
 
 
 def telling(extra_args: Mapping[str, Any], s: float) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import comfy.samplers
@@ -158,7 +160,10 @@ def _mix(seed: int, number: int, sigma: float, repeat: int) -> int:
 def register() -> None:
     """Put the sampler and the scheduler into KSampler's lists, in place; a name that is taken stays so."""
     function = f"sample_{SAMPLER}"
-    if _ours(getattr(k_diffusion, function, None), SAMPLER):
+    earlier = getattr(k_diffusion, function, None)
+    if _ours(earlier, SAMPLER):
+        if earlier is not None:
+            _tell_of_second_copy(earlier)
         setattr(k_diffusion, function, sample_tcd_sss)
         for names in (comfy.samplers.SAMPLER_NAMES, comfy.samplers.KSampler.SAMPLERS):
             if SAMPLER not in names:
@@ -177,6 +182,13 @@ def _ours(present: object, name: str) -> bool:
         return True
     log.warning("%r is another pack's here and stays so; use the nodes of the category TCD", name)
     return False
+
+
+def _tell_of_second_copy(earlier: Callable[..., Any]) -> None:
+    there, here = (Path(inspect.getfile(inspect.unwrap(f))) for f in (earlier, sample_tcd_sss))
+    if there.resolve() != here.resolve():
+        folders = there.parents[1], here.parents[1]
+        log.warning("this pack is installed twice, in %s and %s; the second is used: remove one", *folders)
 
 
 for _function in (sample_tcd_sss, scheduler_handler):

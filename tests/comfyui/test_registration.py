@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from comfyui_pack import copy_pack
+from comfyui_worker import start
+from test_splus_host import run, write_student
 
 pytestmark = pytest.mark.comfyui
 Inside = Callable[..., Any]
@@ -33,6 +36,18 @@ def other_pack(folder: Path, name: str) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("worker") / "log.txt"
+
+
+@pytest.fixture(scope="module")
+def inside(host: Any, pack: Path, log: Path) -> Generator[Inside]:
+    """A worker of its own: what is loaded here stays loaded."""
+    with start(host.path, host.python, pack, log) as call:
+        yield call
+
+
 def test_the_lists_have_us_once(inside: Inside):
     found = inside("registered")
     assert found["samplers"].count("tcd_sss") == found["schedulers"].count("tcd_grid") == 1
@@ -40,7 +55,7 @@ def test_the_lists_have_us_once(inside: Inside):
 
 
 # B23: names of other packs overwritten, lists bound anew, duplicates
-def test_beside_another_pack_in_both_orders_and_twice(inside: Inside, tmp_path: Path):
+def test_beside_another_pack_in_both_orders_and_twice(inside: Inside, pack: Path, log: Path, tmp_path: Path):
     """Ours is there; then another pack that registers `tcd` loads; then ours again from another folder."""
     other = other_pack(tmp_path / "other", "tcd")
     assert inside("load_pack", folder=other)
@@ -53,11 +68,21 @@ def test_beside_another_pack_in_both_orders_and_twice(inside: Inside, tmp_path: 
     assert twice["same lists"] and twice["from"]["tcd"] == other
     assert twice["from"]["tcd_sss"].startswith(again.replace(".", "_x_"))
     assert set(twice["nodes"]) >= IDS
+    assert f"installed twice, in {pack} and {again}; the second is used" in log.read_text()
+
+
+def test_what_one_copy_loads_another_samples(inside: Inside, tmp_path: Path):
+    """The worker's loader is that of the copy loaded last, its sampler that of the first."""
+    found = inside("linear_layers", kind="epsilon")
+    file = write_student(tmp_path / f"{tmp_path.name}.safetensors", found["layers"], found["width"])
+    assert inside("load_pack", folder=str(copy_pack(tmp_path / "first")))
+    before = run(inside, "epsilon", lora=file)
+    assert inside("load_pack", folder=str(copy_pack(tmp_path / "second")))
+    assert torch.equal(run(inside, "epsilon", lora=file), before)
+    assert not torch.equal(run(inside, "epsilon"), before)
 
 
 def test_a_name_that_is_taken_stays_so_and_our_nodes_work(inside: Inside, tmp_path: Path):
-    import torch
-
     thief = other_pack(tmp_path / "thief", "tcd_sss")
     inside("load_pack", folder=thief)
     latent = {"samples": torch.zeros(1, 4, 8, 8)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -224,3 +226,18 @@ def test_a_taken_name_stays(nodes: Any, caplog: pytest.LogCaptureFixture):
     assert nodes.k_diffusion.sample_tcd_sss is theirs
     assert nodes.samplers.SCHEDULER_HANDLERS["tcd_grid"].handler is theirs
     assert "tcd_sss" not in nodes.samplers.SAMPLER_NAMES and len(caplog.records) == 2
+
+
+def test_a_second_copy_of_the_pack_is_told_and_used(
+    nodes: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
+):
+    other = tmp_path / "other copy/nodes/tcd_sss.py"
+    other.parent.mkdir(parents=True)
+    mark = f"sample_tcd_sss.{nodes.tcd_sss.MARK} = {nodes.tcd_sss.PACK!r}"
+    other.write_text(f"def sample_tcd_sss(): ...\n{mark}\n")
+    nodes.k_diffusion.sample_tcd_sss = run_path(str(other))["sample_tcd_sss"]
+    for _ in range(2):
+        nodes.tcd_sss.register()
+    assert nodes.k_diffusion.sample_tcd_sss is nodes.tcd_sss.sample_tcd_sss
+    (told,) = caplog.messages
+    assert str(other.parents[1]) in told and str(Path(nodes.tcd_sss.__file__).parents[1]) in told
