@@ -32,6 +32,13 @@ def test_the_project_is_what_the_registry_takes(pyproject: dict[str, Any]):
     assert (ROOT / project["license-files"][0]).is_file()
     assert set(comfy) <= KEYS and comfy["PublisherId"] and comfy["DisplayName"]
     assert re.fullmatch(rf">={VERSION}", comfy["requires-comfyui"])
+    assert all(comfy.get(name, "https://").startswith("https://") for name in ("Icon", "Banner"))
+
+
+def test_the_action_that_gets_the_secret_is_one_commit():
+    text = (ROOT / ".github" / "workflows" / "publish.yml").read_text("utf-8")
+    (action,) = re.findall(r"uses: (\S+)", text)
+    assert re.fullmatch(r"Comfy-Org/publish-node-action@[0-9a-f]{40}", action)
 
 
 def test_requirements_are_peft_from_a_floor_without_a_cap():
