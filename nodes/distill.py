@@ -146,13 +146,14 @@ def distil(
         cond, uncond, *data = alike(*conds)
         teacher = fingerprint(backbone.network)
         now = {"model": teacher, "prompts": digest(cond), "negative": digest(uncond), "size": list(shape)}
-        shards = None
+        shards, latents = None, None
         if dataset is not None:
-            now["dataset"] = digest(data[0])
             latents = torch.cat([latents for latents, _ in shards_of(dataset)])
+            now["dataset"] = digest({**data[0], "latents": latents})
+        check_inputs(folder, now)
+        if latents is not None:
             shards = [folder / DATA]
             write_shard(folder / DATA, model.model.process_latent_in(latents), data[0])
-        check_inputs(folder, now)
         kind = type(model.model.model_config).__name__
         metadata = {"tcd.teacher": kind, "tcd.teacher_hash": teacher}
 
@@ -347,7 +348,14 @@ class TCDDistill(io.ComfyNode):
                     default=AUTO,
                     tooltip="Row of settings that 0 stands for. auto: by the kind of model.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="Decides every random choice."),
+                # Not "seed": that the page draws anew after each run, which could then not go on.
+                io.Int.Input(
+                    "run_seed",
+                    default=0,
+                    min=0,
+                    max=2**32 - 1,
+                    tooltip="Decides every random choice of the run; another number makes it another run.",
+                ),
                 io.Int.Input(
                     "width", default=1024, min=8, max=8192, step=8, tooltip="Of the pictures, in pixels."
                 ),
@@ -422,7 +430,7 @@ class TCDDistill(io.ComfyNode):
         cfg_max: float,
         s_range: str,
         preset: str,
-        seed: int,
+        run_seed: int,
         width: int,
         height: int,
         clip: Any = None,
@@ -437,7 +445,7 @@ class TCDDistill(io.ComfyNode):
         folder = run_folder(run_name)
         config = settings_of(
             preset, model, settings, steps=steps, batch=batch, rank=rank, learning_rate=learning_rate,
-            w_min=cfg_min, w_max=cfg_max, s_range=s_range, seed=seed,
+            w_min=cfg_min, w_max=cfg_max, s_range=s_range, seed=run_seed,
         )  # fmt: skip
         named = "" if prompts_file == "none" else prompts_file
         positive = prompts_of(clip, prompts, named, conditioning, dataset)

@@ -232,12 +232,14 @@ class CachedLatents:
 
 
 def write_shard(path: Path, latents: Tensor, cond: Cond) -> None:
-    """Write one shard of a data set: `latents [B, ...]` and encoded captions, batch first."""
+    """Write one shard of a data set: `latents [B, ...]` and encoded captions, batch first. A file that holds
+    the same already is left alone.
+    """
     if len(latents) != size(cond):
         raise ValueError(f"{path}: {len(latents)} latents but {size(cond)} captions")
-    save_tensors(
-        path, {"latents": latents} | {COND + k: v for k, v in cond.items()}, {"count": str(len(latents))}
-    )
+    tensors = {"latents": latents} | {COND + k: v for k, v in cond.items()}
+    if not path.is_file() or digest(load_tensors(path)[0]) != digest(tensors):
+        save_tensors(path, tensors, {"count": str(len(latents))})
 
 
 def digest(cond: Cond) -> str:

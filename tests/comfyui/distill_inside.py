@@ -87,7 +87,7 @@ def given(kind: str, name: str, steps: int = 3, more: str = "", **other: Any) ->
         "cfg_max": 5.0,
         "s_range": "uniform",
         "preset": "sd15",
-        "seed": 1,
+        "run_seed": 1,
         "width": 64,
         "height": 64,
         "conditioning": text(kind, 1, 3),

@@ -138,7 +138,7 @@ def test_a_finished_run_is_not_trained_again(inside: Inside, home: Path):
 
 def test_a_run_with_other_settings_prompts_or_model_is_refused(inside: Inside):
     inside("distilled", kind="sd3", name="mine")
-    for given, named in (({"seed": 2}, "seed"), ({"rank": 8}, "rank"), ({"width": 128}, "size")):
+    for given, named in (({"run_seed": 2}, "seed"), ({"rank": 8}, "rank"), ({"width": 128}, "size")):
         assert named in inside("refused", kind="sd3", name="mine", **given)["error"]
     other = inside("refused", kind="flux", name="mine")
     assert "another model" in other["error"] and other["changed"] == []
@@ -237,6 +237,22 @@ def test_a_data_set_is_encoded_once_and_trains(inside: Inside, pictures: Path):
     assert len(found["losses"]) == 2 and found["keys"] > 100
 
 
+def test_the_data_of_a_run_are_written_once_and_no_other_take_their_place(
+    inside: Inside, pictures: Path, home: Path
+):
+    from PIL import Image
+
+    data = home / "output/tcd_training/kept pictures/data.safetensors"
+    inside("from_dataset", folder="my pictures", name="kept pictures")
+    written, file = data.read_bytes(), data.stat().st_ino
+    inside("from_dataset", folder="my pictures", name="kept pictures")
+    assert data.stat().st_ino == file, "queued again, it is not written again"
+    Image.new("RGB", (20, 18), (9, 250, 9)).save(pictures / "p0.png")
+    with pytest.raises(RuntimeError, match="a run with another dataset"):
+        inside("from_dataset", folder="my pictures", name="kept pictures")
+    assert data.read_bytes() == written
+
+
 def test_a_saved_lora_in_every_format(inside: Inside, home: Path):
     path = inside("distilled", kind="sd3", name="to save")["path"]
     first = Path(inside("saved", name="kept", form="kohya", path=path, notes="for 4 steps"))
@@ -256,14 +272,14 @@ def test_a_saved_lora_in_every_format(inside: Inside, home: Path):
 
 def test_the_embedded_model_through_the_bridge_is_the_embedded_model(inside: Inside, tmp_path: Path):
     prompts = ["red hair, glasses", "hat", "glasses, hat"]
-    settings = {"steps": 3, "batch": 8, "rank": 4, "learning_rate": 5e-4, "seed": 1}
+    settings = {"steps": 3, "batch": 8, "rank": 4, "learning_rate": 5e-4}
     more = "trajectories = 4\nvalidation_prompts = 1\nskip = 100\nvalidate_every = 3\nwarmup = 0"
     found = inside(
         "embedded", name="bridge", prompts="\n".join(prompts), cfg_min=2.5, cfg_max=3.5, settings=more,
         **settings,
     )  # fmt: skip
     model = EmbeddedModel.load()
-    config = DistillConfig.resolve("embedded", text=more, alpha=4.0, w_min=1.5, w_max=2.5, **settings)  # pyright: ignore[reportArgumentType]
+    config = DistillConfig.resolve("embedded", text=more, alpha=4.0, w_min=1.5, w_max=2.5, seed=1, **settings)  # pyright: ignore[reportArgumentType]
     outcome = train(
         config, model, model.encode(prompts), model.unconditional(), tmp_path, quiet=True, validate=False
     )

@@ -207,6 +207,14 @@ def shard(path: Path, count: int, seed: int, shape: tuple[int, ...] = (4, 4, 4))
     return path
 
 
+def test_a_shard_is_written_where_it_is_not_there_or_differs(tmp_path: Path):
+    path = shard(tmp_path / "a.safetensors", 4, seed=1)
+    first = path.stat().st_ino  # writing replaces the file
+    assert shard(path, 4, seed=1).stat().st_ino == first
+    assert shard(path, 4, seed=2).stat().st_ino != first
+    assert torch.equal(load_tensors(path)[0]["latents"], torch.randn(4, 4, 4, 4, generator=generator(2)))
+
+
 def test_latents_are_noised_to_a_uniform_time(tmp_path: Path):
     of = grid()
     paths = [shard(tmp_path / f"{i}.safetensors", 40 + i, i) for i in range(3)]

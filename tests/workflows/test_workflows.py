@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 import make_workflows
 import pytest
 from PIL import Image
-from workflow_files import FILES, FOLDER, NOTES, ROOT, Json, faults, read, to_api, values
+from workflow_files import FILES, FOLDER, NOTES, ROOT, Json, faults, read, to_api, values, widgets
 from workflow_models import EVERY
 
 from comfyui_tcd.training.known_loras import KNOWN
@@ -44,6 +44,12 @@ def test_the_folder_holds_nothing_else():
 @every_file
 def test_links_and_widgets_fit_the_nodes(path: Path):
     assert faults(read(path), INFO) == []
+
+
+def test_no_input_of_a_distillation_is_drawn_anew_by_the_page():
+    """Queued again, it has to be the same run: the frontend gives a "seed" another number after each."""
+    names = {name: after for name, _, after in widgets(INFO, "TCD_Distill")}
+    assert "run_seed" in names and set(names.values()) == {0}
 
 
 @every_file

@@ -27,8 +27,6 @@ WIDTH = {
 }
 MORE = {"TCD_CompareGrid": 360, "TCD_Distill": 560, "SaveImage": 400, "PreviewImage": 260, "LoadImage": 260}
 """Pixels for the pictures and texts that these nodes show."""
-RESUMED = ("TCD_Distill",)
-"""Another seed would be another run."""
 COLORS = {"model": "#3f789e", "input": "#8a5", "prompt": "#b58b2a", "sample": "#a1309b", "image": "#6b7a8f"}
 
 
@@ -145,8 +143,7 @@ class Graph:
             value = given.get(name, options(spec).get("default"))
             if value is None or isinstance(value, Output):
                 raise KeyError(f"{type_}: {name} has no default, give a value")
-            control = "fixed" if type_ in RESUMED else "randomize"
-            found += [value, *([UPLOAD if options(spec).get("image_upload") else control] * after)]
+            found += [value, *([UPLOAD if options(spec).get("image_upload") else "randomize"] * after)]
         return found
 
     def _link(self, source: Output, node: Node, slot: int, socket: Json) -> None:
