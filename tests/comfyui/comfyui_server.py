@@ -10,12 +10,32 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors.torch import load_file
+
+UPGRADE = (
+    "GET /ws?clientId=test HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: dGNkLXRlc3QtdGNkLXRlcw==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+TEXT = (3).to_bytes(4, "big")
+"""The type of a binary message: text for a node."""
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    """Of a graph in the API's format."""
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def _message(stream: IO[bytes]) -> bytes:
+    """One of the server's: it neither splits nor masks them."""
+    size = stream.read(2)[1]
+    if size > 125:
+        size = int.from_bytes(stream.read(2 if size == 126 else 8), "big")
+    return stream.read(size)
 
 
 class Server:
@@ -41,6 +61,30 @@ class Server:
                 return found[prompt]
             time.sleep(0.25)
         raise TimeoutError(self.log.read_text()[-3000:])
+
+    def error(self, graph: dict[str, Any]) -> str:
+        """What a run that fails says."""
+        messages = self.wait(self.queue(graph))["status"]["messages"]
+        return next(what["exception_message"] for kind, what in messages if kind == "execution_error")
+
+    @contextmanager
+    def texts(self) -> Generator[dict[str, str]]:
+        """By node, at the end: the text that the page is asked to show on it."""
+        shown: dict[str, str] = {}
+        host, port = self.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as page:
+            page.sendall(UPGRADE.format(host=host, port=port).encode())
+            stream = page.makefile("rb")
+            while stream.readline().strip():  # the answer's header
+                pass
+            yield shown
+            page.settimeout(2)
+            with suppress(TimeoutError):
+                while True:
+                    message = _message(stream)
+                    if message[:4] == TEXT:
+                        end = 8 + int.from_bytes(message[4:8], "big")
+                        shown[message[8:end].decode()] = message[end:].decode()
 
     def latents(self, graph: dict[str, Any]) -> list[torch.Tensor]:
         """Of the graph's SaveLatent nodes, in the order of their names."""

@@ -83,7 +83,8 @@ def serve(answers: IO[bytes], functions: Mapping[str, Any]) -> None:
         send(answers, answer)
 
 
-def main() -> None:
+def main(functions: Mapping[str, Any] | None = None) -> None:
+    """`functions`: another script's, which import ComfyUI only when they are called."""
     host, pack = sys.argv[1:3]
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -100,7 +101,7 @@ def main() -> None:
 
     inside.load(pack)
     send(answers, [loaded, None])
-    serve(answers, vars(inside))
+    serve(answers, functions or vars(inside))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui_pack import copy_pack
-from comfyui_server import Server, serve
+from comfyui_server import Server, node, serve
 from test_registration import IDS, OTHER
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
@@ -55,9 +55,6 @@ def server(host: Any, tmp_path_factory: pytest.TempPathFactory) -> Generator[Ser
 
 
 def graph(kind: str = "epsilon", steps: int = 4, size: int = 64) -> dict[str, Any]:
-    def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-        return {"class_type": class_type, "inputs": inputs}
-
     parts = {"model": ["m", 0], "positive": ["p", 0], "negative": ["n", 0], "latent_image": ["l", 0]}
     settings = {"gamma": 0.6, "gamma_end": -1.0, "order": "1", "end": "official"}
     names = {"sampler_name": "tcd_sss", "scheduler": "tcd_grid"}

@@ -8,8 +8,6 @@ custom_nodes or from the folder IPADAPTER_PLUS.
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -17,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comfyui_pack import copy_pack
+from comfyui_pack import NO_IP_ADAPTER, copy_ip_adapter, copy_pack, ip_adapter_plus
 from comfyui_server import Server, serve
+from machine_memory import skip_below
 from PIL import Image
 from workflow_files import FILES, Json, faults, read, to_api
+from workflow_standins import make
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
-STANDINS = Path(__file__).with_name("workflow_standins.py")
 NEEDS = 12
 """GB of free memory, and 6 of disk: a UNet, SDXL's text encoders and a second of both while they change."""
 SIDE = 64
@@ -38,33 +37,15 @@ OTHER_PACK = "IPAdapter"
 SHOWN = ("SaveImage", "PreviewImage", "TCD_CompareGrid", "TCD_Distill")
 
 
-def free_memory() -> float:
-    """GB; enough where the system does not say."""
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    except OSError:
-        return NEEDS
-    return int(lines["MemAvailable"].split()[0]) / 1e6
-
-
-def ip_adapter_plus(host: Any) -> Path | None:
-    given = os.environ.get("IPADAPTER_PLUS")
-    places = [Path(given)] if given else (host.path / "custom_nodes").glob("*[iI][pP][aA]dapter*[pP]lus*")
-    return next((path for path in places if (path / "IPAdapterPlus.py").is_file()), None)
-
-
 @pytest.fixture(scope="module")
 def models(host: Any) -> Generator[Path]:
     """The folder of stand-ins."""
-    if free_memory() < NEEDS:
-        pytest.skip(f"{free_memory():.0f} GB of memory are free, stand-ins of SDXL want {NEEDS}")
+    skip_below(NEEDS, "a stand-in of SDXL")
     kept = os.environ.get("WORKFLOW_STANDINS")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(kept or temporary)
         if not (folder / "loras").is_dir():
-            command = [host.python, STANDINS, host.path, folder]
-            done = subprocess.run(command, cwd=host.path, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr[-3000:]
+            make(host, folder)
         yield folder
 
 
@@ -72,9 +53,8 @@ def models(host: Any) -> Generator[Path]:
 def server(host: Any, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
     home = tmp_path_factory.mktemp("workflows")
     copy_pack(home / "custom_nodes/trajectory-consistency")
-    if other := ip_adapter_plus(host):
-        skip = shutil.ignore_patterns(".git", "__pycache__", "models", "examples")
-        shutil.copytree(other, home / "custom_nodes/comfyui_ipadapter_plus", ignore=skip)
+    if ip_adapter_plus(host):
+        copy_ip_adapter(host, home / "custom_nodes")
     (home / "models").symlink_to(models, target_is_directory=True)
     (home / "input").mkdir()
     picture = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 4), np.uint8)
@@ -90,7 +70,7 @@ def workflow(request: pytest.FixtureRequest, host: Any) -> Json:
     """Of the file that the test names; skipped where another pack is missing."""
     found = read(request.param)
     if any(node["type"].startswith(OTHER_PACK) for node in found["nodes"]) and not ip_adapter_plus(host):
-        pytest.skip("ComfyUI_IPAdapter_plus is not installed; set IPADAPTER_PLUS to its folder")
+        pytest.skip(NO_IP_ADAPTER)
     return found
 
 

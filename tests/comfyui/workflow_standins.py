@@ -1,6 +1,6 @@
 """Runs in ComfyUI's interpreter: files with random weights in place of those that the workflows load.
 
-    python workflow_standins.py COMFYUI MODELS
+    python workflow_standins.py COMFYUI MODELS [FILE ...]
 
 They have the keys of the published files, for the host's own classes name them. The sizes are those that the
 host fixes (text encoders, VAE, CLIP vision) or recognizes the model by (320 channels, the context's width);
@@ -12,8 +12,9 @@ for which the host knows full sizes only; here they have the keys that it conver
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,15 +144,16 @@ def text_lora() -> dict[str, Any]:
     return found
 
 
-def ip_adapter() -> dict[str, Any]:
+def ip_adapter(layers: int, width: int) -> dict[str, Any]:
+    """`layers` of cross-attention, on a context of `width`."""
     import torch
 
-    projected = {"proj.weight": (4 * 2048, 1024), "proj.bias": (4 * 2048,)}
-    projected |= {"norm.weight": (2048,), "norm.bias": (2048,)}
+    projected = {"proj.weight": (4 * width, 1024), "proj.bias": (4 * width,)}
+    projected |= {"norm.weight": (width,), "norm.bias": (width,)}
     found = {f"image_proj.{k}": torch.empty(v, device="meta") for k, v in projected.items()}
-    for i in range(70):
+    for i in range(layers):
         for name in ("to_k_ip", "to_v_ip"):
-            found[f"ip_adapter.{2 * i + 1}.{name}.weight"] = torch.empty(320, 2048, device="meta")
+            found[f"ip_adapter.{2 * i + 1}.{name}.weight"] = torch.empty(320, width, device="meta")
     return found
 
 
@@ -190,30 +192,44 @@ def write(path: Path, layout: Shapes) -> None:
     save_file({name: fill(name, like) for name, like in layout.items()}, path)
 
 
-def main(models: Path) -> None:
-    write(models / "checkpoints/sd_xl_base_1.0.safetensors", checkpoint("SDXL"))
-    write(models / "checkpoints/v1-5-pruned-emaonly-fp16.safetensors", checkpoint("SD15"))
-    write(models / "diffusion_models/sdxl-inpainting-0.1.fp16.safetensors", unet(SDXL, channels=9))
-    write(models / CONTROLNET.format("depth"), controlnet())
-    write(models / "loras/tcd-sdxl-lora.safetensors", lora(SDXL))
-    write(models / "loras/tcd-sd15-lora.safetensors", lora(SD15))
-    write(models / "loras/papercut.safetensors", {**lora(SDXL), **text_lora()})
-    write(models / "ipadapter/ip-adapter_sdxl_vit-h.safetensors", ip_adapter())
-    write(models / "clip_vision/CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", clip_vision())
-    same = {
-        "checkpoints/animagine-xl-3.0.safetensors": "checkpoints/sd_xl_base_1.0.safetensors",
-        "loras/Hyper-SDXL-1step-lora.safetensors": "loras/tcd-sdxl-lora.safetensors",
-        CONTROLNET.format("canny"): CONTROLNET.format("depth"),
-    }
-    for name, source in same.items():
+FILES: dict[str, Callable[[], Shapes]] = {
+    "checkpoints/sd_xl_base_1.0.safetensors": lambda: checkpoint("SDXL"),
+    "checkpoints/v1-5-pruned-emaonly-fp16.safetensors": lambda: checkpoint("SD15"),
+    "diffusion_models/sdxl-inpainting-0.1.fp16.safetensors": lambda: unet(SDXL, channels=9),
+    CONTROLNET.format("depth"): controlnet,
+    "loras/tcd-sdxl-lora.safetensors": lambda: lora(SDXL),
+    "loras/tcd-sd15-lora.safetensors": lambda: lora(SD15),
+    "loras/papercut.safetensors": lambda: {**lora(SDXL), **text_lora()},
+    "ipadapter/ip-adapter_sdxl_vit-h.safetensors": lambda: ip_adapter(70, 2048),
+    "ipadapter/ip-adapter_sd15.safetensors": lambda: ip_adapter(16, 768),
+    "clip_vision/CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors": clip_vision,
+}
+SAME = {
+    "checkpoints/animagine-xl-3.0.safetensors": "checkpoints/sd_xl_base_1.0.safetensors",
+    "loras/Hyper-SDXL-1step-lora.safetensors": "loras/tcd-sdxl-lora.safetensors",
+    CONTROLNET.format("canny"): CONTROLNET.format("depth"),
+}
+
+
+def make(host: Any, models: Path, *names: str) -> None:
+    """Run this file: all of FILES and SAME, or those of FILES that are named."""
+    command = [host.python, __file__, host.path, models, *names]
+    done = subprocess.run(command, cwd=host.path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def main(models: Path, names: Sequence[str]) -> None:
+    for name in names or FILES:
+        write(models / name, FILES[name]())
+    for name, source in () if names else SAME.items():
         os.link(models / source, models / name)
 
 
 if __name__ == "__main__":
-    host, out = sys.argv[1:]
+    host, out, *names = sys.argv[1:]
     sys.argv = ["main.py", "--cpu"]
     sys.path.insert(0, host)
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    main(Path(out))
+    main(Path(out), names)
