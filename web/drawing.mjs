@@ -2,6 +2,7 @@
 import { addDisplay, chain, COLOUR, frame, html, stretched, stroke, svg } from "./elements.mjs";
 import { stepsFor } from "./graph.mjs";
 import { ksamplerTimesteps, plan, timesteps } from "./steps.mjs";
+import { words } from "./words.mjs";
 
 const PIXELS = 76;
 const COLUMN = 100;
@@ -28,11 +29,10 @@ export function paths(steps) {
   return found;
 }
 
-function describe(step, i) {
-  const rises = step.up > step.down;
-  const start = `step ${i + 1}: from timestep ${step.t} (noise ${step.now.toFixed(2)}) down to `;
-  const low = `${step.s} (${step.down.toFixed(2)})`;
-  return start + low + (rises ? `, back up to ${step.next} (${step.up.toFixed(2)})` : "; no noise is added");
+/** What a step does, in `say`'s language. Pure. */
+export function describe(step, i, say) {
+  const start = say.step(i + 1, step.t, step.now.toFixed(2), step.s, step.down.toFixed(2));
+  return start + (step.up > step.down ? say.back(step.next, step.up.toFixed(2)) : say.last);
 }
 
 function key(colour, text) {
@@ -40,7 +40,7 @@ function key(colour, text) {
     html("span", { style: { color: colour, fontWeight: "700" } }, "\u2501 "), text);
 }
 
-function draw(element, settings) {
+function draw(element, settings, say) {
   let steps;
   try {
     const times = settings.ksampler
@@ -48,7 +48,7 @@ function draw(element, settings) {
       : timesteps(settings.steps, settings.denoise, settings.originalSteps);
     steps = plan(times, settings);
   } catch (error) {
-    const text = settings.denoise === 0 ? "denoise 0: the latent is returned unchanged" : error.message;
+    const text = settings.denoise === 0 ? say.nothing : error.message;
     element.replaceChildren(html("div", { style: { color: COLOUR.muted } }, text));
     return;
   }
@@ -57,7 +57,7 @@ function draw(element, settings) {
   const grid = [0, 0.5, 1].map((s) => stroke(`M0 ${y(s)}H${found.width}`, COLOUR.line, 1, { opacity: 0.6 }));
   const areas = steps.map((step, i) =>
     svg("rect", { x: i * COLUMN + 6, y: 0, width: COLUMN, height: 100, fill: "transparent" },
-      svg("title", {}, describe(step, i))));
+      svg("title", {}, describe(step, i, say))));
   const picture = stretched(found.width, 100, PIXELS, ...grid,
     stroke(found.up, COLOUR.up, 1.6, { "data-tcd": "up", "stroke-dasharray": "3 3" }),
     stroke(found.down, COLOUR.down, 2, { "data-tcd": "down" }),
@@ -67,30 +67,33 @@ function draw(element, settings) {
   const axis = html("div", {
     style: { display: "flex", flexDirection: "column", justifyContent: "space-between", color: COLOUR.muted,
       fontSize: "9px", textAlign: "right", height: `${PIXELS}px`, lineHeight: "9px" },
-    title: "noise in the picture, on the schedule of SD and SDXL",
-  }, html("span", {}, "noise"), html("span", {}, "clean"));
+  }, html("span", {}, say.noise), html("span", {}, say.clean));
+  const schedule = settings.grid ? say.schedule : say.assumed;
   element.replaceChildren(
     html("div", { style: { display: "flex", gap: "6px" } }, axis,
       html("div", { style: { flex: "1", minWidth: "0" } }, picture)),
     html("div", { style: { display: "flex", gap: "10px", marginTop: "4px", color: COLOUR.muted, fontSize: "10px",
       overflow: "hidden" } },
-      key(COLOUR.down, "denoise"), key(COLOUR.up, "add noise"),
+      key(COLOUR.down, say.down), key(COLOUR.up, say.up),
       html("span", { style: { marginLeft: "auto", whiteSpace: "nowrap" }, "data-tcd": "caption" },
-        `${steps.length} step${steps.length > 1 ? "s" : ""}, ${calls} model call${calls > 1 ? "s" : ""}`)),
+        say.calls(steps.length, calls))),
+    html("div", { style: { color: COLOUR.muted, fontSize: "9px", lineHeight: "13px", overflow: "hidden",
+      textOverflow: "ellipsis", whiteSpace: "nowrap" }, title: schedule, "data-tcd": "schedule" }, schedule),
   );
 }
 
-export function addDrawing(node) {
+export function addDrawing(node, app) {
   const element = frame();
   element.dataset.tcd = "drawing";
   let drawn = "";
   const redraw = () => {
     const settings = stepsFor(node);
-    const now = JSON.stringify(settings);
-    if (now !== drawn) draw(element, settings);
+    const say = words(app);
+    const now = JSON.stringify([settings, say.noise]);
+    if (now !== drawn) draw(element, settings, say);
     drawn = now;
   };
-  addDisplay(node, "tcd_drawing", element, () => 112);
+  addDisplay(node, "tcd_drawing", element, () => 126);
   for (const widget of node.widgets) chain(widget, "callback", redraw);
   // Steps may stand in another node, and undo and loading call nobody.
   const timer = setInterval(redraw, 300);

@@ -28,7 +28,16 @@ export function downstream(node) {
   return found;
 }
 
-/** What the drawing needs: the node's own settings, and steps from where they stand in the graph. */
+/** Whether a node samples at the timesteps of TCD Scheduler. */
+function onGrid(node) {
+  const scheduler = value(node, "scheduler");
+  return scheduler === undefined ? kind(node).startsWith("TCD_") : scheduler === "tcd_grid";
+}
+
+/**
+ * What the drawing needs: the node's own settings, and steps from where they stand in the graph. `grid` is false
+ * where the sigmas come from elsewhere, or from nowhere yet. The model's own schedule cannot be read in the page.
+ */
 export function stepsFor(node) {
   let [source, ksampler] = [node, false];
   if (!widget(node, "steps")) {
@@ -43,6 +52,7 @@ export function stepsFor(node) {
     denoise: value(source, "denoise", 1),
     originalSteps: value(source, "original_steps", 50),
     ksampler,
+    grid: Boolean(widget(source, "steps")) && onGrid(source),
     gamma: value(node, "gamma", 0.3),
     gammaEnd: value(node, "gamma_end", -1),
     order: value(node, "order", "1"),

@@ -6,9 +6,9 @@ import { addPreset } from "./preset.mjs";
 import { addTraining, EVENT } from "./training.mjs";
 
 const SHOWN = {
-  TCD_KSampler: addDrawing,
-  TCD_Sampler: addDrawing,
-  TCD_Settings: addDrawing,
+  TCD_KSampler: (node) => addDrawing(node, app),
+  TCD_Sampler: (node) => addDrawing(node, app),
+  TCD_Settings: (node) => addDrawing(node, app),
   TCD_LoraLoader: (node) => addPreset(node, app, api),
   TCD_Distill: (node) => addTraining(node, api),
 };

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import urllib.request
 from functools import cache
@@ -27,6 +28,8 @@ LANGUAGES = ("en", "zh", "ja")
 PAGES, LOCALES, NODE_LIST = ROOT / "web" / "docs", ROOT / "locales", ROOT / "node_list.json"
 SECTIONS = ("what", "example", "mistakes")
 NUMBERS = ("int", "float")
+DRAWN = re.findall(r"(TCD_\w+): .*addDrawing", (ROOT / "web" / "tcd.js").read_text("utf-8"))
+"""Nodes with the page's drawing of the steps."""
 
 
 @cache
@@ -88,6 +91,7 @@ def page(language: str, node_id: str, nodes: Json) -> str:
         f"# {say(language, node['display_name'])}",
         say(language, node["description"]),
         _joined(language, prose["what"]),
+        *([words["drawing"]] if node_id in DRAWN else []),
         f"## {words['inputs']}",
         "\n".join(inputs),
         f"## {words['outputs']}",

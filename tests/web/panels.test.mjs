@@ -1,10 +1,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { paths } from "../../web/drawing.mjs";
+import { describe, paths } from "../../web/drawing.mjs";
 import { downstream, receivers, stepsFor } from "../../web/graph.mjs";
 import { apply, summary } from "../../web/preset.mjs";
 import { plan, timesteps } from "../../web/steps.mjs";
 import { clock, concerns, curve, facts, smooth } from "../../web/training.mjs";
+import { WORDS, words } from "../../web/words.mjs";
 
 const draw = (gamma, order = "1") => paths(plan(timesteps(4), { gamma, order }));
 
@@ -47,6 +48,40 @@ test("the drawing of TCD Settings finds the steps in KSampler", () => {
   const settings = make("TCD_Settings", { gamma: 0.5 });
   make("KSampler", { steps: 9, denoise: 1 }, { model: settings });
   assert.deepEqual([stepsFor(settings).steps, stepsFor(settings).ksampler], [9, true]);
+});
+
+test("the drawing says whether the sampler goes by the timesteps it shows", () => {
+  const grid = (scheduler, kind) => {
+    const sampler = make("TCD_Sampler", { gamma: 0.5 });
+    const sigmas = make(kind, { ...scheduler, steps: 6 });
+    make("SamplerCustom", { cfg: 1 }, { sampler, sigmas });
+    return stepsFor(sampler).grid;
+  };
+  assert.equal(grid({}, "TCD_Scheduler"), true);
+  assert.equal(grid({ scheduler: "tcd_grid" }, "BasicScheduler"), true);
+  assert.equal(grid({ scheduler: "karras" }, "BasicScheduler"), false);
+  assert.equal(grid({}, "AlignYourStepsScheduler"), false);
+  assert.equal(stepsFor(make("TCD_Sampler", { gamma: 0.5 })).grid, false);
+  assert.equal(stepsFor(make("TCD_KSampler", { gamma: 0.5, steps: 3 })).grid, true);
+});
+
+test("the drawing names its schedule in each language, and English is there for the others", () => {
+  const page = (locale) => ({ extensionManager: { setting: { get: () => locale } } });
+  const [first, ...others] = Object.values(WORDS);
+  for (const say of others) assert.deepEqual(Object.keys(say), Object.keys(first));
+  for (const say of Object.values(WORDS)) assert.match(say.schedule, /SD/);
+  assert.equal(new Set(Object.values(WORDS).map((say) => say.schedule)).size, 3);
+  assert.equal(words(page("ja")), WORDS.ja);
+  assert.equal(words(page("fr")), WORDS.en);
+  assert.equal(words({}), WORDS.en);
+});
+
+test("each step says where it goes", () => {
+  const [step, , , last] = plan(timesteps(4), { gamma: 0.3 });
+  const text = describe(step, 0, WORDS.en);
+  assert.equal(text, "step 1: from timestep 999 (noise 1.00) down to 531 (0.87), back up to 759 (0.97)");
+  assert.match(describe(last, 3, WORDS.en), /^step 4: from timestep 259 .* down to 0 \(0\.03\); no noise is added$/);
+  for (const say of Object.values(WORDS)) assert.match(describe(step, 0, say), /999.*531.*759/);
 });
 
 test("a preset reaches the TCD nodes after the loader and those beside them, and no others", () => {
