@@ -15,7 +15,7 @@ from . import host_path
 from .backbone import Backbone, Cond
 from .config import PRESETS, DistillConfig
 from .distill import LORA
-from .processes import joined
+from .processes import joined, own_device
 from .run import estimate, train
 
 
@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         host_path.add(args.comfyui)
     preset = args.preset or (args.model if args.model in PRESETS else "sdxl")
     config = DistillConfig.resolve(preset, args.config, **overrides)
+    own_device()
     opened: Opened = import_module(MODELS[args.model], __name__.rsplit(".", 2)[0]).open_model(args)
     prompts = opened.encode(read_prompts(args.prompts) if args.prompts else [])
     if args.dry_run:

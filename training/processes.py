@@ -117,16 +117,24 @@ def exchange() -> Generator[None, None, None]:
         ) from error
 
 
+def own_device(environment: Mapping[str, str] = os.environ) -> None:
+    """Each process of a machine takes an accelerator of its own. Before a model is loaded onto one."""
+    if torch.cuda.is_available() and "LOCAL_RANK" in environment:
+        torch.cuda.set_device(int(environment["LOCAL_RANK"]))
+
+
 @contextmanager
 def joined(environment: Mapping[str, str] = os.environ) -> Generator[Crew, None, None]:
-    """The crew that a launcher made this process one of, by its environment; without one, `ALONE`."""
+    """The crew that a launcher made this process one of, by its environment; without one, `ALONE`.
+
+    Each on its `own_device`.
+    """
     count = int(environment.get("WORLD_SIZE", "1"))
     if count == 1:
         yield ALONE
         return
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl"  # shards and checkpoints travel as CPU tensors
     dist.init_process_group(backend, timeout=timedelta(hours=2))  # the first may be validating
     try:

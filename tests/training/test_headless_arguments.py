@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from comfyui_tcd.cli import main
+from comfyui_tcd.embedded.model import EmbeddedModel
 
 
 def test_a_folder_without_comfyui_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -21,3 +23,21 @@ def test_a_folder_without_comfyui_is_named(tmp_path: Path, capsys: pytest.Captur
 def test_a_checkpoint_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["train", "--comfyui", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert "--checkpoint" in capsys.readouterr().err
+
+
+def test_each_process_of_a_launcher_loads_its_model_onto_a_device_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """By the order of events: that of the devices cannot be had on one."""
+    events: list[object] = []
+
+    def load(*_: object) -> None:
+        events.append("load")
+        raise ValueError("that is all")
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", events.append)
+    monkeypatch.setattr(EmbeddedModel, "load", load)
+    assert main(["train", "--embedded", "--out", str(tmp_path / "run")]) == 2
+    assert events == [1, "load"]
