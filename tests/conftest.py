@@ -35,10 +35,11 @@ if "OMP_NUM_THREADS" not in os.environ:
 
 @dataclass(frozen=True)
 class Host:
-    """A ComfyUI checkout and the interpreter that runs it."""
+    """A ComfyUI checkout, the interpreter that runs it, and the page's folder if not the host's own."""
 
     path: Path
     python: Path
+    frontend: Path | None = None
 
 
 def _host_path(option: str | None) -> Path | None:
@@ -74,8 +75,18 @@ def _host_python(path: Path) -> Path:
     return next((p for p in inside if p.exists()), Path(sys.executable))
 
 
+def _frontend(option: str | None) -> Path | None:
+    if option is None:
+        return None
+    path = Path(option).expanduser().resolve()
+    if not (path / "index.html").is_file():
+        raise pytest.UsageError(f"{path} is not a page: index.html is expected there")
+    return path
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--comfyui", metavar="PATH", help="ComfyUI checkout for the tests marked comfyui")
+    parser.addoption("--frontend", metavar="PATH", help="static folder of another comfyui-frontend-package")
     parser.addoption("--no-skips", action="store_true", help="a skip fails, except of tests marked comfyui")
 
 
@@ -102,7 +113,7 @@ def host(pytestconfig: pytest.Config) -> Host:
         problem = str(error)
     if problem:
         pytest.skip(f"{python} cannot run ComfyUI ({problem}); set COMFYUI_PYTHON to one that can")
-    return Host(path, python)
+    return Host(path, python, _frontend(pytestconfig.getoption("--frontend")))
 
 
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -93,7 +93,7 @@ export function addDrawing(node, app) {
     if (now !== drawn) draw(element, settings, say);
     drawn = now;
   };
-  addDisplay(node, "tcd_drawing", element, () => 126);
+  addDisplay(node, "tcd_drawing", element, () => 120);
   for (const widget of node.widgets) chain(widget, "callback", redraw);
   // Steps may stand in another node, and undo and loading call nobody.
   const timer = setInterval(redraw, 300);

@@ -102,6 +102,7 @@ def serve(host: Any, home: Path) -> Generator[Server]:
         port = free.getsockname()[1]
     options = ["--cpu", "--port", str(port), "--base-directory", str(home), "--disable-api-nodes"]
     options += ["--database-url", "sqlite:///:memory:"]
+    options += ["--front-end-root", str(host.frontend)] if host.frontend else []
     log = home / "log.txt"
     with (
         log.open("wb") as out,

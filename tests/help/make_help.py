@@ -1,6 +1,6 @@
-"""Writes web/docs, locales and node_list.json from nodes.json and a file per language:
-`python tests/help/make_help.py`. `--record HOST_URL` first asks a running ComfyUI with this pack what the
-nodes are, and keeps that in nodes.json.
+"""Writes web/docs, locales and node_list.json from nodes.json and a file per language, and the table of
+settings in docs/distil.md from the code: `python tests/help/make_help.py`. `--record HOST_URL` first asks a
+running ComfyUI with this pack what the nodes are, and keeps that in nodes.json.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import urllib.request
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ sys.path += [str(HERE)] * (str(HERE) not in sys.path)
 
 from help_nodes import HOSTS_OWN, LINKED, RECORD, ROOT, Json, recorded, trim  # noqa: E402
 
+from comfyui_tcd.training.config import PRESETS, DistillConfig  # noqa: E402
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -26,6 +29,8 @@ else:
 
 LANGUAGES = ("en", "zh", "ja")
 PAGES, LOCALES, NODE_LIST = ROOT / "web" / "docs", ROOT / "locales", ROOT / "node_list.json"
+DISTIL, SETTINGS = ROOT / "docs" / "distil.md", "## Settings\n"
+INTRODUCTION = "\nThe code's own words, by `python tests/help/make_help.py`. w is cfg - 1.\n\n"
 SECTIONS = ("what", "example", "mistakes")
 NUMBERS = ("int", "float")
 DRAWN = re.findall(r"(TCD_\w+): .*addDrawing", (ROOT / "web" / "tcd.js").read_text("utf-8"))
@@ -162,10 +167,20 @@ def files(nodes: Json) -> dict[Path, str]:
     for language in LANGUAGES:
         made[LOCALES / language / "nodeDefs.json"] = _json(node_defs(language, nodes))
         for node_id in nodes:
-            # The host falls back to the page beside the folder where a language has none.
-            name = f"{node_id}.md" if language == "en" else f"{node_id}/{language}.md"
-            made[PAGES / name] = page(language, node_id, nodes)
+            made[PAGES / node_id / f"{language}.md"] = text = page(language, node_id, nodes)
+            if language == "en":  # where a language has no page, the frontend takes the one beside the folder
+                made[PAGES / f"{node_id}.md"] = text
+    made[DISTIL] = DISTIL.read_text("utf-8").partition(SETTINGS)[0] + SETTINGS + INTRODUCTION + settings()
     return made
+
+
+def settings() -> str:
+    """The settings of a distillation as a table: default, what it is in a preset, meaning."""
+    lines = ["| setting | default | sd15 | sdxl | what it is |", "| --- | --- | --- | --- | --- |"]
+    for f in fields(DistillConfig):
+        preset = [f"{PRESETS[name].get(f.name, '')}" for name in ("sd15", "sdxl")]
+        lines.append(f"| `{f.name}` | {f.default} | {' | '.join(preset)} | {f.metadata['doc']} |")
+    return "\n".join(lines) + "\n"
 
 
 def _json(value: Json) -> str:
