@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from comfyui_tcd.cli import main
-from comfyui_tcd.embedded import compare, demo, reproduce
+from comfyui_tcd.embedded import compare, demo, measures, reproduce
 from comfyui_tcd.embedded.page import FLOORS, NAMES
 from comfyui_tcd.training.config import DistillConfig
 from comfyui_tcd.training.lora import load_lora, save_lora
@@ -159,12 +159,13 @@ def test_reproduce_goes_on_where_it_was_and_publishes(tmp_path, capsys, monkeypa
     for name, value in small.items():
         monkeypatch.setattr(reproduce, name, value)
     monkeypatch.setattr(compare, "STEPS", (2, 4, 8, 20))
+    monkeypatch.setattr(measures, "REFERENCE", 500)
     command = [
         "reproduce",
         "--out",
         str(tmp_path / "run"),
         "--samples",
-        "130",
+        "40",
         "--publish",
         str(tmp_path / "docs"),
     ]
@@ -175,7 +176,7 @@ def test_reproduce_goes_on_where_it_was_and_publishes(tmp_path, capsys, monkeypa
     assert {r["method"] for r in results["rows"]} == {"tcd", "tcd_tuned", "lcm", "ddim", "dpmpp_2s", *FLOORS}
     assert results["settings"]["best_rates"] == {"tcd": 1e-4, "lcm": 1e-4}
     assert {"table1", "close", "figure6", "table2", "variants", "teacher"} == set(results["sections"])
-    assert {r["samples"] for r in results["sections"]["close"]} == {130 * reproduce.CLOSE_TIMES}
+    assert {r["samples"] for r in results["sections"]["close"]} == {40 * reproduce.CLOSE_TIMES}
     assert {p.name for p in (tmp_path / "docs").iterdir()} >= {"steps.png", "gamma.png"}
     report = (tmp_path / "docs" / "report.md").read_text("utf-8")
     assert all(f"## {part}" in report for part in ("Table 1", "The teacher", "Figure 6", "Table 2"))
