@@ -208,7 +208,14 @@ def report(sections: Mapping[str, Sequence[Row]], settings: Mapping[str, Any]) -
             "", "Prompt accuracy:", "", by_gamma(rows, "prompt_accuracy", 3), "", "Edges, percent:", "",
             by_gamma(rows, "complexity", 1),
         ]  # fmt: skip
-        parts += ["", best_gammas([*rows, *sections.get("variants", [])])]
+        others = sections.get("variants", [])
+        parts += ["", best_gammas([*rows, *others])]
+        for name in dict.fromkeys(r["method"] for r in others):
+            some = pick(others, method=name)
+            parts += ["", f"### {name}", "", by_gamma(some)]
+            if all("spread" in r for r in some):
+                said = "Spread of the samples, in units of that of what they are compared with:"
+                parts += ["", said, "", by_gamma(some, "spread", 2)]
     if rows := sections.get("table2"):
         parts += ["", "## Table 2: forms of the student, 4 steps", "", forms(rows)]
     return "\n".join(parts) + "\n"

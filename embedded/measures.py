@@ -42,6 +42,11 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
     return float((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross)
 
 
+def spread(a: Gaussian, b: Gaussian) -> float:
+    """How far samples lie apart, in units of b's: root of the ratio of total variances."""
+    return float((a.cov.trace() / b.cov.trace()).sqrt())
+
+
 def frechet_interval(
     features: Tensor, real: Gaussian, draws: int = 100, seed: int = 0
 ) -> tuple[float, float, float]:
@@ -107,6 +112,7 @@ class Judge:
         return {
             "frechet": round(distance, 3),
             "frechet_ci": [round(low, 3), round(high, 3)],
+            "spread": round(spread(Gaussian.of(features), self.real), 4),
             "complexity": round(complexity(images), 2),
             "prompt_accuracy": round(prompt_accuracy(seen, labels), 4),
             "samples": len(images),

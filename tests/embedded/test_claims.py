@@ -121,3 +121,6 @@ def test_a_report_of_a_part_says_nothing_of_the_rest():
     text = report({"table1": world()}, SETTINGS)
     assert text.count("**Holds**") == 6 and "Figure 6" not in text and "80 (75 to 85)" in text
     assert "Table 2" in report({"table2": [row("tcd", 4, 90)]}, SETTINGS)
+    near = [row("near", 4, 90, gamma=g, spread=0.876 + g / 10) for g in (0.0, 1.0)]
+    text = report({"figure6": [row("tcd", 4, 80, gamma=g) for g in (0.0, 1.0)], "variants": near}, SETTINGS)
+    assert "### near" in text and "| 4 | 0.88 | 0.98 |" in text
