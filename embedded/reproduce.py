@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--publish",
         type=Path,
-        help="also copy tables, pictures and results.json here, e.g. docs/reproduction",
+        help="also copy tables, pictures and figures here, e.g. docs/reproduction",
     )
     parser.add_argument("--ship", action="store_true", help="also make seed 0's LoRAs the shipped ones")
     parser.add_argument(
@@ -222,6 +222,7 @@ def run(args: argparse.Namespace) -> int:
         args.publish.mkdir(parents=True, exist_ok=True)
         for path in [args.out / "results.json", args.out / "report.md", *args.out.glob("*.png")]:
             shutil.copyfile(path, args.publish / path.name)
+        shutil.copytree(args.out / "stages", args.publish / "stages", dirs_exist_ok=True)
     print(
         text_table(
             rows, ("method", "steps", "gamma", "frechet", "frechet_ci", "complexity", "prompt_accuracy")

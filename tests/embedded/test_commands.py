@@ -178,6 +178,7 @@ def test_reproduce_goes_on_where_it_was_and_publishes(tmp_path, capsys, monkeypa
     assert {"table1", "close", "figure6", "table2", "variants", "teacher"} == set(results["sections"])
     assert {r["samples"] for r in results["sections"]["close"]} == {40 * reproduce.CLOSE_TIMES}
     assert {p.name for p in (tmp_path / "docs").iterdir()} >= {"steps.png", "gamma.png"}
+    assert (tmp_path / "docs" / "stages" / "close-seed0.json").is_file()
     report = (tmp_path / "docs" / "report.md").read_text("utf-8")
     assert all(f"## {part}" in report for part in ("Table 1", "The teacher", "Figure 6", "Table 2"))
     assert main(command) == 0
