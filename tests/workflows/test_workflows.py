@@ -13,6 +13,7 @@ import make_workflows
 import pytest
 from PIL import Image
 from workflow_files import FILES, FOLDER, NOTES, ROOT, Json, faults, read, to_api, values, widgets
+from workflow_graph import MORE
 from workflow_models import EVERY
 
 from comfyui_tcd.training.known_loras import KNOWN
@@ -222,3 +223,13 @@ def test_faults_are_found():
     assert "is not connected" in breach(lambda nodes, _: nodes["VAEDecode"]["inputs"][0].update(link=None))[0]
     assert breach(lambda _, bad: bad["links"][0].__setitem__(5, "VAE"))
     assert "not there" in breach(lambda _, bad: bad["links"][0].__setitem__(3, 99))[0]
+
+
+def test_there_is_room_for_what_the_page_draws_on_the_nodes():
+    """Or it covers the note below."""
+    drawn = (ROOT / "web" / "drawing.mjs").read_text("utf-8")
+    preset = (ROOT / "web" / "preset.mjs").read_text("utf-8")
+    samplers = ("TCD_KSampler", "TCD_Sampler", "TCD_Settings")
+    for code, nodes in ((drawn, samplers), (preset, ("TCD_LoraLoader",))):
+        (height,) = re.findall(r"addDisplay\(.*\(\) => (\d+)\)", code)
+        assert all(MORE[node] >= int(height) + 16 for node in nodes)
