@@ -127,10 +127,13 @@ class Spy:
         settings: dict[str, Any] | None = None,
         lora: str = "",
         strength: float = 1.0,
+        patch: tuple[str, dict[str, Any]] | None = None,
     ) -> None:
         self.calls: list[dict[str, Any]] = []
         self.model = base(kind, channels).clone()
-        self.sampling = self.model.model.model_sampling
+        if patch is not None:
+            self.model = patched(self.model, *patch)
+        self.sampling = self.model.get_model_object("model_sampling")
         if settings is not None:
             self.model = PACK["nodes.sampler"].TCDSettings.execute(self.model, **settings).args[0]
         if lora:
@@ -146,9 +149,15 @@ class Spy:
         return apply(args["input"], args["timestep"], **args["c"])
 
     def own_sampling(self) -> bool:
-        """Whether what sampled is still what the model was loaded with."""
-        seen = self.model.get_model_object("model_sampling"), self.model.model.model_sampling
-        return all(ms is self.sampling for ms in seen)
+        """Whether what samples is still what the model had when it came."""
+        return self.model.get_model_object("model_sampling") is self.sampling
+
+
+def patched(model: Any, node: str, given: dict[str, Any]) -> Any:
+    """The MODEL of one of core's ModelSampling nodes."""
+    from comfy_extras import nodes_model_advanced
+
+    return getattr(nodes_model_advanced, node)().patch(model, **given)[0]
 
 
 def given_noise(noises: list[Tensor]) -> Any:
@@ -271,17 +280,25 @@ def by_training(
     return result / base(kind).model.latent_format.scale_factor
 
 
-def ksampler(kind: str, latent: dict[str, Any], settings: dict[str, Any] | None = None, **given: Any) -> Any:
+def ksampler(
+    kind: str,
+    latent: dict[str, Any],
+    settings: dict[str, Any] | None = None,
+    patch: tuple[str, dict[str, Any]] | None = None,
+    **given: Any,
+) -> Any:
     """The host's KSampler (Advanced) with the names of the lists."""
-    spy = Spy(kind, settings=settings)
+    spy = Spy(kind, settings=settings, patch=patch)
     arguments = {"cfg": 1.0, "sampler_name": "tcd_sss", "scheduler": "tcd_grid", "seed": 1, **given}
     out = nodes.common_ksampler(spy.model, positive=text(1), negative=text(2), latent=latent, **arguments)
     return {"latent": out[0]["samples"], "calls": spy.calls, "own sampling": spy.own_sampling()}
 
 
-def tcd_ksampler(kind: str, latent: dict[str, Any], **given: Any) -> Any:
+def tcd_ksampler(
+    kind: str, latent: dict[str, Any], patch: tuple[str, dict[str, Any]] | None = None, **given: Any
+) -> Any:
     """The node TCD_KSampler."""
-    spy = Spy(kind)
+    spy = Spy(kind, patch=patch)
     arguments = {"seed": 1, "steps": 4, "cfg": 1.0, "gamma": 0.3, "denoise": 1.0, **given}
     node = PACK["nodes.sampler"].TCDKSampler
     out = node.execute(spy.model, positive=text(1), negative=text(2), latent_image=latent, **arguments).args
@@ -468,21 +485,27 @@ def load_pack(folder: str) -> bool:
     return asyncio.run(nodes.load_custom_node(folder))
 
 
-def remove_sampler() -> None:
-    """As if no pack had registered it."""
+def forget_us() -> None:
+    """As if the pack had never been loaded."""
     import comfy.k_diffusion.sampling as k_diffusion
 
-    del k_diffusion.sample_tcd_sss
+    del k_diffusion.sample_tcd_sss, comfy.samplers.SCHEDULER_HANDLERS["tcd_grid"]
+    comfy.samplers.SAMPLER_NAMES.remove("tcd_sss")
+    comfy.samplers.SCHEDULER_NAMES.remove("tcd_grid")
+    for name in [n for n in nodes.NODE_CLASS_MAPPINGS if n.startswith("TCD_")]:
+        del nodes.NODE_CLASS_MAPPINGS[name]
 
 
-def nested(kind: str, **given: Any) -> Any:
-    """TCD_KSampler with a latent of two parts, on hosts that have them; None on others."""
+def nested(kind: str, core: str = "", **given: Any) -> Any:
+    """TCD_KSampler, or KSampler with `core`, on a latent of two parts; None on hosts without them."""
     try:
         from comfy.nested_tensor import NestedTensor
     except ImportError:
         return None
-    parts = NestedTensor([torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 2, 8, 8)])
-    out = tcd_ksampler(kind, {"samples": parts}, **given)
+    latent = {"samples": NestedTensor([torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 2, 8, 8)])}
+    if core:
+        return ksampler(kind, latent, sampler_name=core, steps=4, **given)["latent"].unbind()
+    out = tcd_ksampler(kind, latent, **given)
     return [out["latent"].unbind(), out["denoised"].unbind(), len(out["calls"])]
 
 

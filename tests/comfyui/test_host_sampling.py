@@ -403,8 +403,31 @@ def test_what_works_in_the_hosts_euler_works_here(inside: Inside, feature: str):
     euler = run(inside, core="euler", cfg=2.0, feature=feature)
     assert relative(ours["latent"], euler["latent"]) < 1e-4
     assert relative(ours["latent"], plain["latent"]) > 1e-3
-    noisy = run(inside, cfg=2.0, feature=feature)
-    assert noisy["latent"].isfinite().all()
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_noise_is_added_to_what_the_host_denoises(inside: Inside, feature: str):
+    """Each step of a run with gamma: x0 is what euler makes of the state in one step, the next follows."""
+    table, times = inside("table", kind="epsilon"), timesteps_of_diffusers("epsilon", 4)
+    sigmas = inside("grid", kind="epsilon", steps=4)
+    noises = [randn(10 + i, *SHAPE) for i in range(3)]
+    ours = run(inside, sigmas=sigmas, cfg=2.0, feature=feature, gamma=0.3, noises=noises)
+    states = [x for _, _, x, _ in ours["seen"]]
+    for i, (_, x0, x, _) in enumerate(ours["seen"]):
+        once = run(
+            inside,
+            core="euler",
+            cfg=2.0,
+            feature=feature,
+            sigmas=sigmas[[i, 4]],
+            latent=x / SCALE,
+            noise=EMPTY,
+        )
+        assert relative(x0, once["latent"] * SCALE) < 1e-4
+        if i < 3:
+            down = table[math.floor(0.7 * times[i + 1])]
+            at_s = x0 + down * (x - x0) / sigmas[i]
+            assert relative(states[i + 1], at_s + (sigmas[i + 1] ** 2 - down**2).sqrt() * noises[i]) < 1e-4
 
 
 def test_five_dimensions(inside: Inside):
@@ -422,6 +445,9 @@ def test_nested_latents(inside: Inside):
     latents, denoised, calls = out
     assert [x.shape for x in latents] == [x.shape for x in denoised] == [(1, 4, 8, 8), (1, 4, 2, 8, 8)]
     assert calls == 4 and all(x.isfinite().all() and float(x.std()) > 0.1 for x in (*latents, *denoised))
+    euler = inside("nested", kind="epsilon", core="euler")
+    ours, clean, _ = inside("nested", kind="epsilon", gamma=0.0, end="clean")
+    assert all(relative(a, b) < 1e-4 for part in (ours, clean) for a, b in zip(part, euler, strict=True))
 
 
 # B12: an item that depends on the others of its batch
@@ -443,6 +469,17 @@ def test_an_item_of_a_batch_is_what_it_is_alone(inside: Inside):
             for name in ("latent", "denoised"):
                 assert relative(together[name][i : i + 1], alone[name]) < 1e-5
         assert relative(together["latent"][:1], together["latent"][1:2]) > 0.1
+
+
+def test_batch_index_names_the_items(inside: Inside):
+    def sample(count: int, **numbered: Any) -> Any:
+        given = {"samples": torch.zeros(count, 4, 8, 8), **numbered}
+        return inside("tcd_ksampler", kind="epsilon", latent=given, gamma=0.7, seed=9)["latent"]
+
+    five, two = sample(5), sample(2, batch_index=[4, 1])
+    assert relative(two, five[[4, 1]]) < 1e-5
+    same = sample(2, batch_index=[3, 3])
+    assert relative(same, five[[3, 3]]) < 1e-5
 
 
 def test_odd_sizes_of_a_batch(inside: Inside):
@@ -481,6 +518,37 @@ def test_the_models_own_sampling_stays(inside: Inside, kind: str):
     assert out["own sampling"]
     by_name = inside("ksampler", kind=kind, latent={"samples": EMPTY}, steps=2, settings={"gamma": 0.5})
     assert by_name["own sampling"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "node", "given", "same"),
+    [
+        ("epsilon", "ModelSamplingDiscrete", {"sampling": "v_prediction", "zsnr": True}, "v+zsnr"),
+        ("epsilon", "ModelSamplingDiscrete", {"sampling": "x0", "zsnr": False}, "x0"),
+        ("flux", "ModelSamplingSD3", {"shift": 3.0}, "flow"),
+    ],
+)
+@pytest.mark.parametrize("name", ["ksampler", "tcd_ksampler"])
+def test_a_model_sampling_that_another_node_gave(
+    inside: Inside, kind: str, node: str, given: dict[str, Any], same: str, name: str
+):
+    """The same network as a model that comes with it."""
+    latent = {"samples": randn(2, *SHAPE)}
+    changed = inside(name, kind=kind, latent=latent, steps=3, denoise=0.6, patch=(node, given))
+    assert changed["own sampling"]
+    expected = inside(name, kind=same, latent=latent, steps=3, denoise=0.6)
+    assert [c["sigma"] for c in changed["calls"]] == [c["sigma"] for c in expected["calls"]]
+    assert relative(changed["latent"], expected["latent"]) < 1e-5
+    assert relative(inside(name, kind=kind, latent=latent, steps=3)["latent"], expected["latent"]) > 1e-2
+
+
+def test_ksampler_select_obeys_the_settings(inside: Inside):
+    """In SamplerCustom the sampler is a name then, as in the nodes of other packs."""
+    settings = {"gamma": 0.8, "gamma_end": 0.1, "order": "2", "end": "clean"}
+    by_name = run(inside, core="tcd_sss", settings=settings)
+    node = run(inside, gamma=0.8, gamma_end=0.1, order="2", end="clean")
+    assert torch.equal(by_name["latent"], node["latent"])
+    assert relative(by_name["latent"], run(inside, core="tcd_sss")["latent"]) > 1e-2
 
 
 # B22: not finite in diffusers; ComfyUI's last alpha is not 0

@@ -55,7 +55,7 @@ def test_the_lists_have_us_once(inside: Inside):
 
 
 # B23: names of other packs overwritten, lists bound anew, duplicates
-def test_beside_another_pack_in_both_orders_and_twice(inside: Inside, pack: Path, log: Path, tmp_path: Path):
+def test_before_another_pack_and_twice(inside: Inside, pack: Path, log: Path, tmp_path: Path):
     """Ours is there; then another pack that registers `tcd` loads; then ours again from another folder."""
     other = other_pack(tmp_path / "other", "tcd")
     assert inside("load_pack", folder=other)
@@ -69,6 +69,20 @@ def test_beside_another_pack_in_both_orders_and_twice(inside: Inside, pack: Path
     assert twice["from"]["tcd_sss"].startswith(again.replace(".", "_x_"))
     assert set(twice["nodes"]) >= IDS
     assert f"installed twice, in {pack} and {again}; the second is used" in log.read_text()
+
+
+def test_after_another_pack(inside: Inside, tmp_path: Path):
+    inside("forget_us")
+    before = inside("registered")
+    assert "tcd_sss" not in before["samplers"] and not before["offered"] and before["nodes"] == []
+    other = other_pack(tmp_path / "other", "tcd")
+    assert inside("load_pack", folder=other)
+    ours = str(copy_pack(tmp_path / "custom nodes" / "after-another"))
+    assert inside("load_pack", folder=ours)
+    after = inside("registered")
+    assert sorted(after["samplers"]) == ["tcd", "tcd_sss"] and after["schedulers"] == ["tcd_grid"]
+    assert after["same lists"] and after["offered"] and set(after["nodes"]) >= IDS
+    assert after["from"]["tcd"] == other and after["from"]["tcd_sss"].startswith(ours.replace(".", "_x_"))
 
 
 def test_what_one_copy_loads_another_samples(inside: Inside, tmp_path: Path):
@@ -93,7 +107,7 @@ def test_a_name_that_is_taken_stays_so_and_our_nodes_work(inside: Inside, tmp_pa
         assert torch.equal(inside("tcd_ksampler", kind="epsilon", latent=latent)["latent"], before)
         assert float(before.std()) > 0
     finally:
-        inside("remove_sampler")
+        inside("forget_us")
         assert inside("load_pack", folder=str(copy_pack(tmp_path / "fourth")))
 
 

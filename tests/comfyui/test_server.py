@@ -73,11 +73,19 @@ def graph(kind: str = "epsilon", steps: int = 4, size: int = 64) -> dict[str, An
             "SamplerCustom", add_noise=True, noise_seed=7, cfg=1.5, sampler=["sampler", 0],
             sigmas=["sigmas", 0], **parts,
         ),
+        "noise": node("RandomNoise", noise_seed=7),
+        "guider": node("CFGGuider", model=["m", 0], positive=["p", 0], negative=["n", 0], cfg=1.5),
+        "advanced": node(
+            "SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["sampler", 0],
+            sigmas=["sigmas", 0], latent_image=["l", 0],
+        ),
         "save a": node("SaveLatent", samples=["tcd", 0], filename_prefix="a"),
         "save b": node("SaveLatent", samples=["k", 0], filename_prefix="b"),
         "save c": node("SaveLatent", samples=["c", 0], filename_prefix="c"),
         "save d": node("SaveLatent", samples=["tcd", 1], filename_prefix="d"),
         "save e": node("SaveLatent", samples=["c", 1], filename_prefix="e"),
+        "save f": node("SaveLatent", samples=["advanced", 0], filename_prefix="f"),
+        "save g": node("SaveLatent", samples=["advanced", 1], filename_prefix="g"),
     }  # fmt: skip
 
 
@@ -95,22 +103,22 @@ def test_it_starts_and_lists_us(server: Server):
 
 @pytest.mark.parametrize("kind", ["epsilon", "v+zsnr", "flow"])
 def test_node_ksampler_and_custom_sampler_agree(server: Server, kind: str):
-    node, by_name, custom, denoised, custom_denoised = server.latents(graph(kind))
-    assert node.shape == (2, 4, 8, 8) and bool(node.isfinite().all()) and float(node.std()) > 0.1
-    assert torch.equal(node, by_name) and torch.equal(node, custom)
-    assert torch.equal(denoised, custom_denoised)
+    ours, by_name, custom, x0, custom_x0, advanced, advanced_x0 = server.latents(graph(kind))
+    assert ours.shape == (2, 4, 8, 8) and bool(ours.isfinite().all()) and float(ours.std()) > 0.1
+    assert all(torch.equal(ours, other) for other in (by_name, custom, advanced))
+    assert torch.equal(x0, custom_x0) and torch.equal(x0, advanced_x0)
 
 
 def test_the_server_makes_what_the_worker_makes(server: Server, inside: Callable[..., Any]):
-    node, *_ = server.latents(graph("v"))
+    ours, *_ = server.latents(graph("v"))
     latent = {"samples": torch.zeros(2, 4, 8, 8)}
     again = inside("tcd_ksampler", kind="v", latent=latent, seed=7, steps=4, cfg=1.5, gamma=0.6)["latent"]
-    assert torch.allclose(node, again, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(ours, again, rtol=1e-4, atol=1e-5)
 
 
 def test_cancel_stops_the_run_and_the_next_one_works(server: Server):
     long = graph(steps=50, size=512)
-    for name in ("k", "c", "save b", "save c", "save e"):
+    for name in ("k", "c", "advanced", "save b", "save c", "save e", "save f", "save g"):
         del long[name]
     prompt = server.queue(long)
     for _ in range(400):
