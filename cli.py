@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("tcd: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:  # what a user can set right
+    except (ValueError, OSError, MemoryError) as error:  # what a user can set right
         if "--traceback" in arguments:
             raise
         print(f"tcd: error: {error}", file=sys.stderr)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,6 @@ KINDS = {"Embedded": "embedded", "SDXL": "sdxl", "SSD1B": "sdxl", "Segmind_Vega"
 """ComfyUI's class of a model to the row of settings; others take sd15's."""
 INPUTS = "inputs.json"
 DATA = "data.safetensors"
-GIB = 2**30
-TOO_LARGE = "Lower rank, width or height, or targets to attention; or close what else uses the card"
 
 
 def prompts_of(clip: Any, text: str, file: str, conditioning: Any, dataset: Any = None) -> list[Any]:
@@ -157,82 +155,22 @@ def distil(
         kind = type(model.model.model_config).__name__
         metadata = {"tcd.teacher": kind, "tcd.teacher_hash": teacher}
 
-        def run(config: DistillConfig) -> None:
-            train(
-                config, backbone, cond, uncond, folder, shards=shards, on_step=monitor, quiet=True,
-                metadata=metadata,
-            )  # fmt: skip
+        train(
+            config, backbone, cond, uncond, folder, shards=shards, on_step=monitor, quiet=True,
+            metadata=metadata, free=free_memory, on_plan=monitor.planned,
+        )  # fmt: skip
 
-        with_smaller_batches(run, fitting(config, backbone, cond, monitor), monitor)
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that the host would let a run take."""
+    gc.collect()  # an error that is over may hold a graph
+    comfy.model_management.soft_empty_cache()
+    return int(comfy.model_management.get_free_memory(device))
 
 
 def captions(dataset: Mapping[str, Any] | None) -> list[Any]:
     """Of a data set, as CONDITIONING entries."""
     return [] if dataset is None else [entry for _, entries in shards_of(dataset) for entry in entries]
-
-
-def halved(config: DistillConfig) -> DistillConfig:
-    """The same optimizer steps from smaller forwards: micro-batches are slices of one draw."""
-    half = next(n for n in range(config.batch // 2, 0, -1) if config.batch % n == 0)
-    return replace(config, batch=half, accumulation=config.accumulation * (config.batch // half))
-
-
-def fitting(config: DistillConfig, backbone: HostBackbone, cond: Any, monitor: Monitor) -> DistillConfig:
-    """The settings with forwards that fit into the free memory of the card, measured on one sample.
-
-    The monitor is told what is needed. MemoryError where not even one sample fits.
-    """
-    from ..training.run import estimate
-
-    one = replace(config, batch=1, accumulation=1, steps=1, warmup=0)
-    try:
-        single = estimate(one, backbone, cond).memory
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(TOO_LARGE) from error
-    finally:
-        comfy.model_management.soft_empty_cache()
-    held = sum(p.numel() * p.element_size() for p in backbone.network.parameters())
-    free = comfy.model_management.get_free_memory(backbone.device)
-    fixed = estimate_fixed(one, backbone)
-    sample = max(0, single - held - fixed)
-    while fixed + config.batch * sample > free and config.batch > 1:
-        config = halved(config)
-    need = fixed + config.batch * sample
-    if need > free:
-        raise MemoryError(
-            f"training needs {need / GIB:.2f} GiB beside the model, {free / GIB:.2f} GiB are free. "
-            + TOO_LARGE
-        )
-    monitor.plan = (
-        f"{held / GIB:.2f} GiB of weights, {need / GIB:.2f} GiB for training ({free / GIB:.2f} free), "
-        f"batch {config.batch} x {config.accumulation}"
-    )
-    return config
-
-
-def estimate_fixed(config: DistillConfig, backbone: HostBackbone) -> int:
-    """Bytes of the LoRA, its gradients, moments and averages, whatever the batch."""
-    from ..training.lora import target_layers
-
-    layers = [backbone.network.get_submodule(n) for n in target_layers(backbone.network, config.targets)]
-    weights = [getattr(layer, "weight") for layer in layers]  # noqa: B009
-    trained = sum(config.rank * (w.shape[0] + w[0].numel()) for w in weights)
-    return 4 * trained * (5 + (config.target == "ema"))
-
-
-def with_smaller_batches(
-    run: Callable[[DistillConfig], None], config: DistillConfig, monitor: Monitor
-) -> None:
-    """Run; out of memory, go on once from the last step with half the batch. MemoryError at batch 1."""
-    try:
-        return run(config)
-    except torch.OutOfMemoryError as error:
-        if config.batch == 1:
-            raise MemoryError(f"out of memory at batch 1. {TOO_LARGE}") from error
-    comfy.model_management.soft_empty_cache()
-    config = halved(config)
-    monitor.plan = f"out of memory: goes on with batch {config.batch} x {config.accumulation}"
-    run(config)
 
 
 def picture(folder: Path) -> Tensor:

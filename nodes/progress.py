@@ -37,7 +37,7 @@ class Monitor:
         self.losses = [(r["step"], r["loss"]) for r in read_log(folder / "log.jsonl")]
         self.state, self.message = "starting", "encoding the prompts, the teacher's first trajectories"
         self.images: list[dict[str, Any]] = self._pictures()
-        self.plan = ""  # what the training needs and how it was made to fit
+        self.plan = ""
 
     def __enter__(self) -> Monitor:
         self.send(force=True)
@@ -53,6 +53,11 @@ class Monitor:
         self.send()
         self.bar.update_absolute(step, self.config.steps, preview)
         comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def planned(self, plan: str) -> None:
+        """What the training needs and how it was made to fit: shown from now on."""
+        self.plan = self.message = plan
+        self.send(force=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None

@@ -4,7 +4,7 @@ of these.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -78,6 +78,43 @@ def cond_and_uncond(
     x0, eps = predict(torch.cat([x, x]), twice(now), twice(target))
     (x0_c, x0_u), (eps_c, eps_u) = x0.chunk(2), eps.chunk(2)
     return (x0_c, eps_c), (x0_u, eps_u)
+
+
+def in_parts(predictor: Callable[[Cond], Predict], cond: Cond, rows: int) -> Predict:
+    """One evaluation of a batch, at most `rows` at a time where there is no backward pass after it."""
+
+    def predict(x: Tensor, now: Point, target: Point) -> Prediction:
+        if torch.is_grad_enabled() or len(x) <= rows:
+            return predictor(cond)(x, now, target)
+        parts: list[Prediction] = []
+        for first in range(0, len(x), rows):
+            part = slice(first, first + rows)
+            parts.append(predictor(take(cond, part))(x[part], some(now, part), some(target, part)))
+        return torch.cat([x0 for x0, _ in parts]), torch.cat([eps for _, eps in parts])
+
+    return predict
+
+
+class InParts:
+    """A backbone that evaluates at most `rows` at a time where there is no backward pass: what it needs does
+    not grow with the number of trajectories or of validation prompts.
+    """
+
+    def __init__(self, whole: Backbone, rows: int) -> None:
+        self.whole, self.rows = whole, rows
+        self.network, self.schedule, self.latent_shape = whole.network, whole.schedule, whole.latent_shape
+
+    def predictor(self, cond: Cond) -> Predict:
+        return in_parts(self.whole.predictor, cond, self.rows)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.whole.decode(latents)
+
+
+def some(point: Point, part: slice) -> Point:
+    """The times of some rows of a batch; a time of all is that of some."""
+    t, alpha, sigma = (a if a.numel() == 1 else a[part] for a in (point.t, *point.level))
+    return Point(t, Level(alpha, sigma))
 
 
 def twice(point: Point) -> Point:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -101,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
             shards=shards,
             metadata=opened.metadata,
             crew=crew,
+            on_plan=lambda text: print(f"plan: {text}", file=sys.stderr) if crew.first else None,
         )
     if not crew.first:
         return 0

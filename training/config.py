@@ -36,6 +36,12 @@ class DistillConfig:
     accumulation: int = setting(
         1, "forwards an optimizer step; the effective batch is batch x accumulation", low=1
     )
+    checkpointing: str = setting(
+        "auto",
+        "what the backward pass needs: kept (none), computed again block by block (blocks: less memory, one "
+        "forward more of five), or the first of both that fits into the free memory",
+        ("auto", "none", "blocks"),
+    )
     learning_rate: float = setting(
         2e-5, "AdamW's peak; the paper states none, open recipes use 1e-6 to 1e-4", low=0.0
     )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..samplers import FlowSchedule, Order, Point, Predict
-from .backbone import Backbone, Cond, repeat
+from .backbone import Backbone, Cond, in_parts, repeat
 from .checkpoint import write_text
 from .config import DistillConfig
 from .lora import Lora, injected, save_lora
@@ -43,6 +43,7 @@ class Student:
     backbone: Backbone
     lora: Lora
     embedding: TargetEmbedding | None
+    rows: int  # at once, where there is no backward pass
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """All that is trained, by name."""
@@ -53,6 +54,9 @@ class Student:
 
     def predictor(self, cond: Cond) -> Predict:
         """One evaluation of the student."""
+        return in_parts(self._predictor, cond, self.rows)
+
+    def _predictor(self, cond: Cond) -> Predict:
         predict = self.backbone.predictor(cond)
         return predict if self.embedding is None else self.embedding.told(predict)
 
@@ -64,9 +68,9 @@ def student_on(backbone: Backbone, config: DistillConfig) -> Generator[Student, 
         if config.student == "tcfs":
             scale = 1000.0 if isinstance(backbone.schedule, FlowSchedule) else 1.0
             with attached(backbone.network, scale, seed=config.seed) as embedding:
-                yield Student(backbone, lora, embedding)
+                yield Student(backbone, lora, embedding, 2 * config.batch)
         else:
-            yield Student(backbone, lora, None)
+            yield Student(backbone, lora, None, 2 * config.batch)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ Stored = tuple[dict[str, Tensor], dict[str, str]]
 """Tensors and metadata, as a safetensors file holds them."""
 
 
+_MOST = 2**62
+
+
 @dataclass(frozen=True)
 class Crew:
     """This process's place among `count` that work on one run. `ALONE` needs no torch.distributed."""
@@ -62,6 +65,15 @@ class Crew:
         for grad, mean in zip(grads, flat[:-1].split([g.numel() for g in grads]), strict=True):
             grad.copy_(mean.view_as(grad))
         return flat[-1]
+
+    def least(self, value: int | None) -> int | None:
+        """The smallest of all processes' values; None where none has one."""
+        if self.count == 1:
+            return value
+        least = torch.tensor(_MOST if value is None else value)
+        with exchange():
+            dist.all_reduce(least, dist.ReduceOp.MIN)
+        return None if int(least) == _MOST else int(least)
 
     def gathered(self, mine: Tensor, total: int) -> Tensor:
         """`[N, total, ...]` of every process's `[N, rows, ...]`; CPU tensors."""

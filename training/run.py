@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from .about import about
-from .backbone import Backbone, Cond, size, take
+from .backbone import Backbone, Cond, InParts, size, take
 from .config import DistillConfig
 from .distill import Outcome, distill, student_on
+from .memory import GIB, SMALLER, Needs, Plan, fitting, free_memory, kept_by, plans, recomputed, state_bytes
 from .objective import Batch, TimeGrid, draw_times, tcd_loss
 from .pairs import CachedLatents, Source, Trajectories, generator
 from .processes import ALONE, Crew
 from .report import Validation
+
+Free = Callable[[torch.device], int | None]
+"""Bytes that a run may take on a device; None where nothing tells."""
 
 
 def train(
@@ -33,88 +37,139 @@ def train(
     on_step: Callable[[int, float], None] | None = None,
     quiet: bool = False,
     crew: Crew = ALONE,
+    free: Free = free_memory,
+    on_plan: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Distil `backbone` into `folder`: from `prompts` alone, or from the pictures in `shards`. See `distill`
     for errors.
 
     `prompts` also feed the validation; `uncond [1, ...]` is what guidance pushes away from. Each process of a
     `crew` does its share of the work on its own copy of `backbone`.
+    A plan is made for the memory that is `free`, and `on_plan` told; out of memory all the same, the run goes
+    on with the next smaller one. MemoryError where that is not enough.
     """
     if size(prompts) == 0:
         raise ValueError("the prompt list is empty; give at least one prompt")
     grid = TimeGrid.of(backbone.schedule, config.skip, config.s_range, config.s_steps)
-    source: Source
-    if shards is None:
-        source = Trajectories(
-            backbone, prompts, uncond, grid, folder, seed=config.seed, trajectories=config.trajectories,
-            reuse=config.reuse, w_range=(config.w_min, config.w_max), keep_teacher=config.cache_teacher,
-            crew=crew,
-        )  # fmt: skip
-    else:
-        source = CachedLatents(shards, grid, config.seed, _device(prompts))
-    checked = None
-    if validate and crew.first:
-        some = take(prompts, slice(0, config.validation_prompts))
-        noise = torch.randn(size(some), *backbone.latent_shape, generator=generator(config.seed, 41))
-        middle = (config.w_min + config.w_max) / 2
-        checked = Validation(backbone, some, uncond, grid, middle, noise.to(_device(prompts)))
     texts = {**about(config, backbone.network, backbone.latent_shape, folder.name), **(metadata or {})}
+
+    def run(plan: Plan) -> Outcome:
+        parts = InParts(backbone, 2 * plan.batch // crew.count)  # the teacher's step is of so many
+        kept = recomputed(backbone.network) if plan.recompute else nullcontext()
+        with student_on(backbone, plan.applied(config)) as student, kept:
+            return distill(
+                plan.applied(config),
+                student,
+                source_of(config, parts, prompts, uncond, grid, folder, shards, crew),
+                uncond,
+                grid,
+                folder,
+                validation=validation_of(config, parts, prompts, uncond, grid)
+                if validate and crew.first
+                else None,
+                metadata=texts,
+                on_step=on_step,
+                quiet=quiet or not crew.first,
+                crew=crew,
+            )
+
+    able = plans(needs(config, backbone, prompts), config, crew.count)
+    first, *others = fitting(able, crew.least(free(_device(prompts))))
+    on_plan(str(first))
+    try:
+        return run(first)
+    except torch.OutOfMemoryError as error:
+        if crew.count > 1:  # the others wait for this one
+            raise MemoryError(
+                f"out of memory with {first}; start again with a smaller batch, or checkpointing = blocks"
+            ) from error
+        if not others:
+            raise MemoryError(f"out of memory with {first}: {SMALLER}") from error
+    free(_device(prompts))  # what the error held is given back
+    on_plan(f"out of memory, so it goes on with {others[0]}")
+    try:
+        return run(others[0])
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f"out of memory with {first}, and with {others[0]}: {SMALLER}") from error
+
+
+def source_of(
+    config: DistillConfig,
+    backbone: Backbone,
+    prompts: Cond,
+    uncond: Cond,
+    grid: TimeGrid,
+    folder: Path,
+    shards: Sequence[Path] | None,
+    crew: Crew,
+) -> Source:
+    """The teacher's own trajectories, or the pictures in `shards`."""
+    if shards is not None:
+        return CachedLatents(shards, grid, config.seed, _device(prompts))
+    return Trajectories(
+        backbone, prompts, uncond, grid, folder, seed=config.seed, trajectories=config.trajectories,
+        reuse=config.reuse, w_range=(config.w_min, config.w_max), keep_teacher=config.cache_teacher,
+        crew=crew,
+    )  # fmt: skip
+
+
+def validation_of(
+    config: DistillConfig, backbone: Backbone, prompts: Cond, uncond: Cond, grid: TimeGrid
+) -> Validation:
+    """Of the first prompts, at the middle of the guidances."""
+    some = take(prompts, slice(0, config.validation_prompts))
+    noise = torch.randn(size(some), *backbone.latent_shape, generator=generator(config.seed, 41))
+    middle = (config.w_min + config.w_max) / 2
+    return Validation(backbone, some, uncond, grid, middle, noise.to(_device(prompts)))
+
+
+def needs(config: DistillConfig, backbone: Backbone, prompts: Cond) -> Needs:
+    """Of a run, metered on one sample of the student."""
+    return _metered(config, backbone, prompts)[0]
+
+
+def _metered(config: DistillConfig, backbone: Backbone, prompts: Cond) -> tuple[Needs, int, float]:
+    """Needs, trained parameters, and the seconds of one sample's target and student, without a backward."""
+    grid = TimeGrid.of(backbone.schedule, config.skip, config.s_range, config.s_steps)
+    x = torch.randn(1, *backbone.latent_shape, generator=generator(0)).to(_device(prompts))
+    draw = draw_times(grid, config, torch.full((1,), grid.n), generator(1))
+    cond = take(prompts, slice(0, 1))
     with student_on(backbone, config) as student:
-        return distill(
-            config,
-            student,
-            source,
-            uncond,
-            grid,
-            folder,
-            validation=checked,
-            metadata=texts,
-            on_step=on_step,
-            quiet=quiet or not crew.first,
-            crew=crew,
-        )
+        predict = student.predictor(cond)
+        began = time.monotonic()
+        try:
+            kept = kept_by(
+                backbone.network, lambda: tcd_loss(predict, predict, Batch(x, x, draw, cond), grid, config)
+            )
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(f"not even one sample fits into memory: {SMALLER}") from error
+        trained = sum(p.numel() for p in student.parameters().values())
+        return Needs(trained * state_bytes(config), kept), trained, time.monotonic() - began
 
 
 class Estimate(NamedTuple):
-    """What a run will take: bytes at its peak, seconds, trained parameters. From one forward and backward of
-    one sample.
-    """
+    """What a run will take: bytes at its peak, seconds, trained parameters, and how each step is computed."""
 
     memory: int
     seconds: float
     parameters: int
+    plan: Plan
 
     def __str__(self) -> str:
         minutes = self.seconds / 60
-        size = f"{self.parameters / 1e6:.2f} M trained parameters, {self.memory / 2**30:.2f} GiB"
-        return f"{size}, {minutes:.0f} min"
+        size = f"{self.parameters / 1e6:.2f} M trained parameters, {self.memory / GIB:.2f} GiB"
+        return f"{size}, {minutes:.0f} min; {self.plan}"
 
 
-def estimate(config: DistillConfig, backbone: Backbone, prompts: Cond) -> Estimate:
-    """Measure a batch of the loss and multiply. The teacher's share is counted as two forwards."""
-    grid = TimeGrid.of(backbone.schedule, config.skip, config.s_range, config.s_steps)
-    saved = 0
-
-    def count(tensor: Tensor) -> Tensor:
-        nonlocal saved
-        saved += tensor.numel() * tensor.element_size() * (not isinstance(tensor, torch.nn.Parameter))
-        return tensor
-
-    rows = torch.zeros(config.batch, dtype=torch.long)
-    x = torch.randn(config.batch, *backbone.latent_shape, generator=generator(0)).to(_device(prompts))
-    draw = draw_times(grid, config, torch.full((config.batch,), grid.n), generator(1))
-    cond = take(prompts, rows)
-    with student_on(backbone, config) as student:
-        predict = student.predictor(cond)
-        began = time.monotonic()
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            loss = tcd_loss(predict, predict, Batch(x, x, draw, cond), grid, config)
-        loss.mean().backward()
-        seconds = (time.monotonic() - began) * 5 / 3 * config.accumulation * config.steps
-        trained = sum(p.numel() for p in student.parameters().values())
-        held = sum(p.numel() * p.element_size() for p in backbone.network.parameters())
-    copies = 5 + (config.target == "ema")  # weights, gradients, two moments, average (and target)
-    return Estimate(held + 4 * trained * copies + saved, seconds, trained)
+def estimate(config: DistillConfig, backbone: Backbone, prompts: Cond, free: Free = free_memory) -> Estimate:
+    """Meter one sample and multiply: two forwards of the teacher, target, student, one for the backward, and
+    one where blocks are recomputed. MemoryError where nothing fits into the free memory.
+    """
+    found, trained, seconds = _metered(config, backbone, prompts)
+    plan = fitting(plans(found, config), free(_device(prompts)))[0]
+    held = sum(p.numel() * p.element_size() for p in backbone.network.parameters())
+    forwards = (5 + plan.recompute) * config.batch * config.accumulation * config.steps
+    return Estimate(held + plan.need, seconds / 2 * forwards, trained, plan)
 
 
 def _device(cond: Cond) -> torch.device:

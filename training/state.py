@@ -15,6 +15,9 @@ from .checkpoint import load_tensors, save_tensors, sweep
 from .config import DistillConfig
 from .processes import ALONE, Crew, Stored
 
+SAME = ("checkpointing",)
+"""Settings that change where a result is computed, and not the result."""
+
 
 @torch.no_grad()
 def approach(average: Mapping[str, Tensor], ahead: Mapping[str, Tensor], decay: float) -> None:
@@ -72,7 +75,7 @@ class State:
         usual: dict[str, Any] = {f.name: f.default for f in fields(self.config)}
         before: dict[str, Any] = {**usual, **progress["config"]}
         now = self.config.as_dict()
-        changed = [k for k, v in now.items() if before[k] != v]
+        changed = [k for k, v in now.items() if before[k] != v and k not in SAME]
         if before["batch"] * before["accumulation"] == now["batch"] * now["accumulation"]:
             # The same samples, cut otherwise: a run may go on in smaller parts on a smaller card.
             changed = [k for k in changed if k not in ("batch", "accumulation")]

@@ -42,6 +42,10 @@ def pack(module: str) -> Any:
     return sys.modules[node("TCD_Distill").__module__.replace(".distill", f".{module}")]
 
 
+def training(module: str) -> Any:
+    return sys.modules[node("TCD_Distill").__module__.replace("nodes.distill", f"training.{module}")]
+
+
 def base(kind: str) -> Any:
     import distill_models
 
@@ -174,6 +178,28 @@ def refused(kind: str, name: str, break_at: str = "", **other: Any) -> dict[str,
         "changed": [k for k in before if before[k] != state(patcher)[k]],
         "calls": calls[0],
     }
+
+
+def planned(free: int, kind: str = "epsilon") -> str:
+    """The plan that the node shows, with so many bytes free; -1 and -2: of the second and the last plan."""
+    distill, memory, run_of = pack("distill"), training("memory"), training("run")
+    real, told = distill.free_memory, []
+    config = distill.settings_of(
+        "sd15", base(kind), SETTINGS.format(steps=3, more=""), steps=3, batch=2, rank=4
+    )
+    if free < 0:
+        for made, cond, _ in opened(kind, 3):
+            plans = memory.plans(run_of.needs(config, made, cond), config)
+            free = plans[1 if free == -1 else -1].need
+    monitor = pack("progress").Monitor
+    real_planned = monitor.planned
+    monitor.planned = lambda self, plan: (told.append(plan), real_planned(self, plan))[1]
+    distill.free_memory = lambda device: free
+    try:
+        run("TCD_Distill", **given(kind, f"planned {free}"))
+    finally:
+        distill.free_memory, monitor.planned = real, real_planned
+    return told[0]
 
 
 def opened(kind: str, count: int, patcher: Any = None) -> Any:

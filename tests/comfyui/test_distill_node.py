@@ -151,6 +151,32 @@ def test_the_same_steps_from_smaller_forwards(inside: Inside):
     assert all(near(a[k].float(), b[k].float(), 1e-3) for k in a)
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "flux"])
+def test_recomputed_blocks_train_the_same(inside: Inside, home: Path, kind: str):
+    """Also where the host's options change from block to block, and its transformers overwrite tensors."""
+    found: list[dict[str, torch.Tensor]] = []
+    for form in ("none", "blocks"):
+        whole = inside("distilled", kind=kind, name=f"{kind} {form}", more=f'checkpointing = "{form}"')
+        assert whole["changed by training"] == [] == whole["changed by sampling"]
+        told = inside("latest", node_id="7")["message"]
+        folder = home / "output/tcd_training" / f"{kind} {form}"
+        assert f'checkpointing = "{form}"' in (folder / "config.toml").read_text() and "saved" in told
+        tensors = load_file(folder / "checkpoint.safetensors")
+        found.append({k: v for k, v in tensors.items() if k.startswith("student/")})
+    kept, again = found
+    assert kept.keys() == again.keys() and len(kept) > 10
+    assert all(near(kept[k], again[k], 1e-5) for k in kept)
+
+
+def test_the_plan_is_made_for_the_free_memory(inside: Inside):
+    """Little memory: blocks are recomputed, then the batch is cut, then the run is refused before it begins."""
+    assert "everything kept" in inside("planned", free=2**40)
+    assert "batch 2 x 1, blocks recomputed" in inside("planned", free=-1)
+    assert "batch 1 x 2, blocks recomputed" in inside("planned", free=-2)
+    with pytest.raises(RuntimeError, match="beside the model"):
+        inside("planned", free=0)
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [
