@@ -42,6 +42,12 @@ class DistillConfig:
         "forward more of five), or the first of both that fits into the free memory",
         ("auto", "none", "blocks"),
     )
+    optimizer: str = setting(
+        "adamw",
+        "AdamW with moments of 32 bits, or of 8 (adamw8bit: 6 bytes less for each trained parameter; needs "
+        "bitsandbytes)",
+        ("adamw", "adamw8bit"),
+    )
     learning_rate: float = setting(
         2e-5, "AdamW's peak; the paper states none, open recipes use 1e-6 to 1e-4", low=0.0
     )

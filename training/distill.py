@@ -24,6 +24,7 @@ from .checkpoint import write_text
 from .config import DistillConfig
 from .lora import Lora, injected, save_lora
 from .objective import Batch, TimeGrid, draw_times, guided, solver_step, tcd_loss, teacher_predictor
+from .optimizer import optimizer_of, take_step
 from .pairs import Pairs, Source, generator
 from .processes import ALONE, Crew
 from .reading import Reading, late
@@ -116,9 +117,7 @@ def distill(
     trained = student.parameters()
     average = {k: p.detach().clone() for k, p in trained.items()}
     target = {k: p.detach().clone() for k, p in trained.items()} if config.target == "ema" else None
-    optimizer = torch.optim.AdamW(
-        list(trained.values()), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = optimizer_of(config, trained.values())
     state = State(folder / CHECKPOINT, config, trained, average, target, optimizer, crew)
     start, best, best_step = state.load()
     if crew.first:
@@ -205,10 +204,9 @@ def distill(
             whole = None
             norm = torch.nn.utils.clip_grad_norm_(trained.values(), config.clip or math.inf)
             diverged = torch.maximum(diverged, 1 - (loss_now.isfinite() & norm.isfinite()).float())
-            optimizer.found_inf = diverged  # pyright: ignore  (fused AdamW leaves all as it is)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
-            optimizer.step()
+            take_step(optimizer, diverged)
 
             # Averages: of the target network, and of what will be sampled from.
             with torch.no_grad():

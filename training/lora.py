@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ def injected(
         layers = {n: network.get_submodule(n) for n in names}
         lora = Lora(network, layers, alpha, {n: portable[n] for n in names})
         _initialise(lora, seed)
+        _take_inputs_as_they_come(lora)
         yield lora
     finally:
         for name, module in originals.items():
@@ -144,6 +146,25 @@ def _initialise(lora: Lora, seed: int) -> None:
                 1.0 / parameter[0].numel() ** 0.5
             )  # kaiming_uniform with a = sqrt(5), torch's own for linear layers
             parameter.data.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+
+
+def _take_inputs_as_they_come(lora: Lora) -> None:
+    """Each input in its own dtype, times the float32 factor rounded to it. peft would make a float32 copy of
+    every input instead, and keep it for the backward pass beside the one that the network has.
+    """
+    for layer in lora.layers.values():
+        layer.cast_input_dtype_enabled = False
+        for factor in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]):
+            rounded = _rounded_linear if isinstance(factor, nn.Linear) else _rounded_conv
+            factor.forward = partial(rounded, factor)
+
+
+def _rounded_linear(factor: nn.Linear, x: Tensor) -> Tensor:
+    return nn.functional.linear(x, factor.weight.to(x.dtype))
+
+
+def _rounded_conv(factor: nn.Conv2d, x: Tensor) -> Tensor:
+    return factor._conv_forward(x, factor.weight.to(x.dtype), None)  # pyright: ignore[reportPrivateUsage]
 
 
 def lora_tensors(

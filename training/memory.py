@@ -227,8 +227,9 @@ class Needs(NamedTuple):
 
 
 def state_bytes(config: DistillConfig) -> int:
-    """Of a trained parameter: weight, gradient, two moments, average (and target) in float32."""
-    return 4 * (5 + (config.target == "ema"))
+    """Of a trained parameter: weight, gradient, average (and target) in float32, and two moments."""
+    moments = 2 if config.optimizer == "adamw8bit" else 8
+    return 4 * (3 + (config.target == "ema")) + moments
 
 
 class Plan(NamedTuple):
@@ -277,8 +278,7 @@ def fitting(able: Sequence[Plan], free: int | None) -> list[Plan]:
             return list(able[i:])
     least = min(plan.need for plan in able)
     raise MemoryError(
-        f"training needs {least / GIB:.2f} GiB beside the model, {(free or 0) / GIB:.2f} GiB are free: "
-        + SMALLER
+        f"training needs {least / GIB:.2f} GiB beside the model, {(free or 0) / GIB:.2f} are free: {SMALLER}"
     )
 
 

@@ -133,7 +133,7 @@ def _metered(config: DistillConfig, backbone: Backbone, prompts: Cond) -> tuple[
     grid = TimeGrid.of(backbone.schedule, config.skip, config.s_range, config.s_steps)
     x = torch.randn(1, *backbone.latent_shape, generator=generator(0)).to(_device(prompts))
     draw = draw_times(grid, config, torch.full((1,), grid.n), generator(1))
-    cond = take(prompts, slice(0, 1))
+    cond = take(prompts, torch.zeros(1, dtype=torch.long))  # of its own, not a part of all
     with student_on(backbone, config) as student:
         predict = student.predictor(cond)
         began = time.monotonic()

@@ -16,7 +16,9 @@ from .config import DistillConfig
 from .processes import ALONE, Crew, Stored
 
 SAME = ("checkpointing",)
-"""Settings that change where a result is computed, and not the result."""
+"""Settings that change how a result is computed, and not the result."""
+INT = ":int"
+"""After the name of an optimizer's whole number, which a file holds as a tensor."""
 
 
 @torch.no_grad()
@@ -48,8 +50,11 @@ class State:
 
     def save(self, step: int, best: float | None, best_step: int | None) -> None:
         tensors = {f"{group}/{k}": v for group, named in self.groups.items() for k, v in named.items()}
-        for i, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{i}/{k}": v for k, v in slots.items()}
+        # torch's own: bitsandbytes' hides some of its tensors a level deeper
+        for i, slots in torch.optim.Optimizer.state_dict(self.optimizer)["state"].items():
+            for k, v in slots.items():
+                whole = isinstance(v, int)  # bitsandbytes counts steps so
+                tensors[f"optimizer/{i}/{k}{INT * whole}"] = torch.tensor(v) if whole else v
         progress = {"step": step, "best": best, "best_step": best_step, "config": self.config.as_dict()}
         save_tensors(self.path, tensors, {"progress": json.dumps(progress)})
 
@@ -92,11 +97,13 @@ class State:
         with torch.no_grad():
             for k, v in wanted.items():
                 v.copy_(tensors[k])
-        slots: dict[int, dict[str, Tensor]] = {}
+        slots: dict[int, dict[str, Any]] = {}
         for key, value in tensors.items():
             if key.startswith("optimizer/"):
                 _, index, name = key.split("/")
-                slots.setdefault(int(index), {})[name] = value
+                slots.setdefault(int(index), {})[name.removesuffix(INT)] = (
+                    int(value) if name.endswith(INT) else value
+                )
         whole = self.optimizer.state_dict()
         whole["state"] = slots
         self.optimizer.load_state_dict(whole)

@@ -11,6 +11,7 @@ import asyncio
 import os
 import sys
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def pack(module: str) -> Any:
 
 
 def training(module: str) -> Any:
-    return sys.modules[node("TCD_Distill").__module__.replace("nodes.distill", f"training.{module}")]
+    return import_module(node("TCD_Distill").__module__.replace("nodes.distill", f"training.{module}"))
 
 
 def base(kind: str) -> Any:

@@ -221,6 +221,7 @@ def test_needs_grow_with_rank_and_size_and_leave_the_network_alone():
     small = needs(settings(), backbone, prompts(2))
     assert fingerprint(backbone.network) == before
     assert needs(settings(rank=8, alpha=8.0), backbone, prompts(2)).fixed == 2 * small.fixed
+    assert needs(settings(), backbone, prompts(100)) == small  # the table of prompts is no part of a sample
     assert needs(settings(target="ema"), backbone, prompts(2)).fixed * 5 == small.fixed * 6
     assert needs(settings(), large, prompts(2)).kept.whole > 10 * small.kept.whole
 
@@ -359,3 +360,34 @@ def test_a_run_never_evaluates_more_rows_than_its_batch_asks_for(tmp_path: Path)
 
 def test_a_plan_is_read_at_a_glance():
     assert str(Plan(True, 2, 4, 3 * 2**29)) == "batch 2 x 4, blocks recomputed, 1.50 GiB for training"
+
+
+# A base in bfloat16.
+
+
+def test_what_is_kept_of_a_bfloat16_base_is_bfloat16():
+    """The factors are float32, and no input of theirs is kept a second time in float32."""
+    backbone = TinyUNet()
+    backbone.latent_shape = (4, 16, 16)
+    backbone.network.to(torch.bfloat16)
+    config = settings()
+    x, cond = torch.randn(1, 4, 16, 16, generator=generator(1)), prompts(1)
+    now = grid_of(backbone, config).at(torch.tensor([3]))
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with student_on(backbone, config) as student:
+        assert {p.dtype for p in student.parameters().values()} == {torch.float32}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            x0, _ = student.predictor(cond)(x, now, now)
+        x0.square().mean().backward()
+        ups = [p for k, p in student.parameters().items() if k.endswith("lora_up")]
+        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in ups)
+        assert sum(bool(p.grad.any()) for p in ups if p.grad is not None) == len(ups)
+    activations = [t for t in kept.values() if t.numel() >= 64 * 16 * 16]
+    wide = [t for t in activations if t.dtype == torch.float32]
+    assert len(activations) > 20 and wide == []

@@ -1,0 +1,39 @@
+"""The optimizer of a run: torch's fused AdamW, or bitsandbytes' with moments of 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import DistillConfig
+
+NEEDS_BITSANDBYTES = (
+    "optimizer = adamw8bit needs bitsandbytes, which cannot be imported: "
+    'python -m pip install "bitsandbytes>=0.45", with the Python that runs this; or set optimizer = adamw'
+)
+
+
+def optimizer_of(config: DistillConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """By `config.optimizer`. ValueError names what to install where it is missing."""
+    given: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(list(parameters), fused=True, **given)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except Exception as error:  # it also fails with RuntimeError or OSError where its library does not load
+        raise ValueError(NEEDS_BITSANDBYTES) from error
+    # Moments of small tensors stay in 32 bits, as blocks of 256 with one scale would be too coarse for them.
+    optimizer: torch.optim.Optimizer = AdamW8bit(list(parameters), **given)
+    return optimizer
+
+
+def take_step(optimizer: torch.optim.Optimizer, diverged: Tensor) -> None:
+    """A step that changes nothing where `diverged` is 1: on the device where torch's own can, else asked."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        optimizer.found_inf = diverged  # pyright: ignore
+        optimizer.step()
+    elif not bool(diverged):
+        optimizer.step()
