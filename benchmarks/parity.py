@@ -32,6 +32,9 @@ Made by `python benchmarks/parity.py --comfyui PATH` (torch {torch}, CPU).
 FOOTER = """
 Zero terminal SNR has a wider tolerance because ComfyUI's last alphas_cumprod is 4.9e-8 and diffusers' is 0.
 
+`tests/comfyui/test_full_size.py` does the same with the UNets of SD 1.5 and SDXL in full: random weights,
+latents of 8x8, 2 and 4 steps, gamma 0 and 0.3, KSampler, and TCD Sampler with SD 1.5. Its bound is 1e-4.
+
 ## What is not the same, and why
 
 - **KSampler with `tcd_grid` and a denoise below 1**: KSampler asks for `int(steps / denoise)` steps and keeps
@@ -45,9 +48,12 @@ Zero terminal SNR has a wider tolerance because ComfyUI's last alphas_cumprod is
   `sigma noise + alpha picture`; at timestep 999 sigma is 0.998.
 - **An `original_steps` that does not divide 1000**: the first timestep is then below 999, where diffusers
   starts text to image from `noise` and ComfyUI from `sigma noise`.
+- **Rounding in a model that predicts x0**: it grows over the steps at gamma 1. For 21 steps at denoise 0.5
+  the run in ComfyUI is 1.1e-4, and diffusers' own in float32 6.3e-5, from the same loop in float64.
 - **Order 2, multistep and flow models** have no counterpart in diffusers. Their tests compare with the closed
   forms and with ComfyUI's euler. Order 2 calls the network between two timesteps, which ComfyUI rounds.
 """
+MISSED = "- {}, {} steps, gamma {}, denoise {}: {:.1e}\n"
 STEPS = range(1, 51)
 GAMMAS = [i / 10 for i in range(11)]
 STRENGTHS = [i / 10 for i in range(1, 11)]
@@ -61,7 +67,7 @@ def main() -> int:
     import diffusers
     from comfyui_oracle import TOLERANCE, compare
 
-    failed, rows = False, list[str]()
+    missed, rows = list[str](), list[str]()
     with worker(options) as inside:
         for kind, tolerance in TOLERANCE.items():
             sweeps: dict[tuple[str, str, str], Iterable[tuple[int, float, float]]] = {
@@ -71,15 +77,17 @@ def main() -> int:
                 ("1 to 25", "0 to 1", "0.5"): [(n, n % 11 / 10, 0.5) for n in range(1, 26)],
             }
             for names, runs in sweeps.items():
-                errors = [compare(inside, kind, *run) for run in list(runs)[:: options.every]]
-                failed |= max(errors) >= tolerance
-                cells = [kind, *names, str(len(errors)), f"{max(errors):.1e}", f"{tolerance:.0e}"]
+                errors = {run: compare(inside, kind, *run) for run in list(runs)[:: options.every]}
+                missed += [MISSED.format(kind, *run, e) for run, e in errors.items() if e >= tolerance]
+                worst = max(errors.values())
+                cells = [kind, *names, str(len(errors)), f"{worst:.1e}", f"{tolerance:.0e}"]
                 rows.append(f"| {' | '.join(cells)} |\n")
                 print(rows[-1], end="", flush=True)
         version = inside("version")
     header = HEADER.format(version=version, diffusers=diffusers.__version__, torch=torch.__version__)
-    options.output.write_text(header + "".join(rows) + FOOTER, encoding="utf-8")
-    return int(failed)
+    beyond = ["\nBeyond the tolerance:\n\n", *missed] if missed else []
+    options.output.write_text("".join([header, *rows, *beyond, FOOTER]), encoding="utf-8")
+    return int(bool(missed))
 
 
 if __name__ == "__main__":
