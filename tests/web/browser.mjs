@@ -6,21 +6,21 @@ const [url, executablePath, folder] = process.argv.slice(2);
 const { chromium } = createRequire(`${process.env.PLAYWRIGHT}/`)("playwright-core");
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-gpu"] });
 const page = await browser.newPage({ viewport: { width: 1500, height: 950 } });
+page.setDefaultTimeout(240000); // a busy machine takes its time
 const seen = { errors: [] };
 page.on("console", (message) => {
   const from = `${message.text()} ${message.location().url}`;
   if (["error", "warning"].includes(message.type()) && /tcd/i.test(from)) seen.errors.push(from);
 });
 // The page of 0.3.64 throws an error of its own at its start: only those that pass through our files are ours.
-page.on("pageerror", (error) => /extensions\/ComfyUI-TCD/.test(error.stack) && seen.errors.push(String(error.stack)));
+page.on("pageerror", (error) => /extensions\/ComfyUI%20TCD/.test(error.stack) && seen.errors.push(String(error.stack)));
 
 // A new user gets the templates in place of a graph; and the page's own first graph, loaded late, would
 // replace ours.
 await fetch(`${url}/settings`, { method: "POST", body: JSON.stringify({ "Comfy.TutorialCompleted": true }) });
 const load = async () => {
   await page.goto(url);
-  await page.waitForFunction(() => window.app?.graph?._nodes?.length && window.LiteGraph?.registered_node_types?.TCD_Distill,
-    null, { timeout: 90000 });
+  await page.waitForFunction(() => window.app?.graph?._nodes?.length && window.LiteGraph?.registered_node_types?.TCD_Distill);
 };
 const build = (theme, vue) => page.evaluate(async ([theme, vue]) => {
   const { app } = window;
@@ -59,13 +59,14 @@ const shot = async (name) => {
 };
 
 await load();
+seen.registered = await page.evaluate(() => window.app.extensions.filter((e) => /trajectory-consistency/.test(e.name)).length);
 await build("dark", false);
-await page.waitForSelector('[data-tcd="drawing"] [data-tcd="down"]', { timeout: 60000 });
+await page.waitForSelector('[data-tcd="drawing"] [data-tcd="down"]');
 await page.waitForTimeout(1000); // values that are set without a callback are seen by the timer
 seen.before = await down();
 await gamma(0.8);
 seen.after = await down();
-await page.waitForSelector('[data-tcd="preset"] button:visible', { timeout: 60000 });
+await page.waitForSelector('[data-tcd="preset"] button:visible');
 seen.preset = await page.locator('[data-tcd="preset"]').first().innerText();
 const values = () => page.evaluate(() => Object.fromEntries(
   window.app.graph._nodes.find((n) => n.comfyClass === "TCD_KSampler").widgets.map((w) => [w.name, w.value])));
@@ -78,6 +79,8 @@ const prompt = () => page.evaluate(async () => {
 });
 seen.prompt = await prompt();
 
+seen.schedule = await page.locator('[data-tcd="schedule"]').first().innerText();
+
 // Only what feeds the test's own output node: the distillation itself has no model here.
 await page.evaluate(async () => {
   const { output } = await window.app.graphToPrompt();
@@ -87,17 +90,17 @@ await page.evaluate(async () => {
     body: JSON.stringify({ prompt: Object.fromEntries(test), client_id: window.app.api.clientId }),
   });
 });
-await page.waitForSelector('[data-tcd="training"] [data-tcd="loss"]', { timeout: 60000 });
+await page.waitForSelector('[data-tcd="training"] [data-tcd="loss"]');
 seen.training = await page.locator('[data-tcd="facts"]').innerText();
 seen.panel = await page.locator('[data-tcd="training"]').innerText();
 const saved = await page.evaluate(() => JSON.stringify(window.app.graph.serialize()));
 await shot("dark");
 await load();
 await page.evaluate(async (graph) => window.app.loadGraphData(JSON.parse(graph)), saved);
-await page.waitForSelector('[data-tcd="training"] [data-tcd="loss"]', { timeout: 60000 });
+await page.waitForSelector('[data-tcd="training"] [data-tcd="loss"]');
 seen.reloaded = await page.locator('[data-tcd="facts"]').innerText();
-await page.waitForFunction(() => /done/.test(document.querySelector('[data-tcd="facts"]').textContent), null, { timeout: 60000 });
-await page.waitForFunction(() => document.querySelector('[data-tcd="picture"]')?.naturalWidth > 0, null, { timeout: 60000 });
+await page.waitForFunction(() => /done/.test(document.querySelector('[data-tcd="facts"]').textContent));
+await page.waitForFunction(() => document.querySelector('[data-tcd="picture"]')?.naturalWidth > 0);
 await shot("reloaded");
 await page.locator('[data-tcd="picture"]').click();
 seen.zoomed = await page.locator('dialog[data-tcd="zoom"]').isVisible();
@@ -120,5 +123,34 @@ await shot("vue-dark");
 await page.evaluate(() => window.app.graph.clear());
 await page.waitForTimeout(700);
 seen.left = await page.locator("[data-tcd]").count();
+
+// The help, by the button over a selected node; each time on a page that was loaded anew, for the panel covers
+// other nodes, some pages keep the toolbox away after Nodes 2.0, and a change of language makes it anew.
+const help = async (language, name) => {
+  await page.evaluate((language) => window.app.extensionManager.setting.set("Comfy.Locale", language), language);
+  await load();
+  await build("dark", false);
+  await page.evaluate(async () => {
+    const { app } = window;
+    app.canvas.ds.offset = [60, 240]; // the button is not to come under the page's bar
+    await new Promise((done) => setTimeout(done, 1000));
+    app.canvas.selectNode(app.graph._nodes.find((n) => n.comfyClass === "TCD_KSampler"));
+  });
+  const inputs = { en: "Inputs", ja: "\u5165\u529b" }[language];
+  const heading = page.locator("h2", { hasText: inputs });
+  const button = page.locator('[data-testid="info-button"]:visible').first();
+  await button.waitFor();
+  await page.waitForTimeout(3000); // some pages open the panel again by themselves
+  if (!(await heading.isVisible())) await button.click();
+  await heading.waitFor();
+  await shot(name);
+  return page.evaluate((inputs) => {
+    const panel = [...document.querySelectorAll("h2")].find((h) => h.textContent.includes(inputs)).parentElement;
+    const all = (tag) => [...panel.querySelectorAll(tag)].map((found) => found.textContent);
+    return { titles: all("h1"), parts: all("h2"), items: all("li"), raw: /\*\*|^#/m.test(panel.innerText) };
+  }, inputs);
+};
+seen.help = { en: await help("en", "help"), ja: await help("ja", "help-ja") };
+seen.translated = await page.locator('[data-tcd="schedule"]').first().innerText();
 console.log(JSON.stringify(seen));
 await browser.close();
