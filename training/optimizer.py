@@ -22,7 +22,7 @@ def optimizer_of(config: DistillConfig, parameters: Iterable[nn.Parameter]) -> t
     if config.optimizer == "adamw":
         return torch.optim.AdamW(list(parameters), fused=True, **given)
     try:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore  (an extra)
     except Exception as error:  # it also fails with RuntimeError or OSError where its library does not load
         raise ValueError(NEEDS_BITSANDBYTES) from error
     # Moments of small tensors stay in 32 bits, as blocks of 256 with one scale would be too coarse for them.

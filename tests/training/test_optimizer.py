@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ INSTALLED = ["adamw", *(["adamw8bit"] if find_spec("bitsandbytes") else [])]
 
 @pytest.mark.parametrize("optimizer", INSTALLED)
 def test_a_resumed_run_is_an_unbroken_one(tmp_path: Path, optimizer: str):
-    rank = {"optimizer": optimizer, "rank": 32, "alpha": 32.0}  # tensors large enough for 8 bits
+    rank: dict[str, Any] = {"optimizer": optimizer, "rank": 32, "alpha": 32.0}  # enough for 8 bits
     run(tmp_path / "whole", **rank)
     with pytest.raises(Stop):
         run(tmp_path / "broken", on_step=stop_at(4), **rank)
@@ -32,7 +33,7 @@ def test_a_resumed_run_is_an_unbroken_one(tmp_path: Path, optimizer: str):
     eight = {v.dtype for k, v in held.items() if k.startswith("optimizer/") and v.numel() >= 4096}
     assert eight == {torch.uint8 if optimizer == "adamw8bit" else torch.float32}
     with pytest.raises(ValueError, match=r"other settings .optimizer"):
-        run(tmp_path / "whole", **{**rank, "optimizer": "adamw8bit" if optimizer == "adamw" else "adamw"})
+        run(tmp_path / "whole", **(rank | {"optimizer": "adamw8bit" if optimizer == "adamw" else "adamw"}))
 
 
 @pytest.mark.parametrize("optimizer", INSTALLED)

@@ -25,8 +25,17 @@ WIDTH = {
     "TCD_CompareGrid": 460,
     "TCD_Distill": 460,
 }
-MORE = {"TCD_CompareGrid": 360, "TCD_Distill": 560, "SaveImage": 400, "PreviewImage": 260, "LoadImage": 260}
-MORE |= dict.fromkeys(("TCD_KSampler", "TCD_Sampler", "TCD_Settings"), 140) | {"TCD_LoraLoader": 66}
+MORE = {
+    "TCD_CompareGrid": 360,
+    "TCD_Distill": 560,
+    "SaveImage": 400,
+    "PreviewImage": 260,
+    "LoadImage": 260,
+    "TCD_KSampler": 140,
+    "TCD_Sampler": 140,
+    "TCD_Settings": 140,
+    "TCD_LoraLoader": 66,
+}
 """Pixels for the pictures, drawings and texts that these nodes show."""
 COLORS = {"model": "#3f789e", "input": "#8a5", "prompt": "#b58b2a", "sample": "#a1309b", "image": "#6b7a8f"}
 
