@@ -52,9 +52,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "near": {"s_range": "near"},
     "unguided": {"w_min": 0.0, "w_max": 0.0},
     "short": {"steps": ITERATIONS // 4},
-    "phases": {"s_range": "phases"},
-    "long": {"steps": ITERATIONS * 3},
-    "lightly guided": {"w_min": 0.25, "w_max": 0.75},
 }
 AGAINST_TEACHER = "tcd, against the teacher"  # and what the pictures are compared with
 
