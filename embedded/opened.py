@@ -18,6 +18,7 @@ class Opened:
     backbone: EmbeddedModel
     seed: int
     metadata: dict[str, str] = field(default_factory=lambda: {"tcd.teacher": "embedded"})
+    preset: str = "embedded"
 
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
         return (

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
-from hashlib import sha256
 from typing import Any
 
 import comfy.conds
@@ -263,12 +262,3 @@ def ready(patcher: Any) -> Generator[None, None, None]:
     finally:
         network.train(was)
         patcher.cleanup()
-
-
-def fingerprint(network: nn.Module) -> str:
-    """A name for the weights: of a part of each, so that it takes no time."""
-    mixed = sha256()
-    for name, p in network.named_parameters():
-        part = p.detach().flatten()[:: max(1, p.numel() // 64)].float().cpu().contiguous()
-        mixed.update(name.encode() + part.numpy().tobytes())
-    return mixed.hexdigest()

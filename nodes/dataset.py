@@ -20,9 +20,9 @@ import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
+from ..training.backbone import fingerprint
 from ..training.checkpoint import load_tensors, save_tensors, write_text
 from .api import schema
-from .backbone import fingerprint
 from .lora import show
 from .runs import DATASETS, NAME, inside_input
 

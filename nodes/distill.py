@@ -15,6 +15,7 @@ import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
+from ..training.backbone import fingerprint
 from ..training.checkpoint import load_tensors, save_tensors, write_text
 from ..training.config import PRESETS, DistillConfig
 from ..training.distill import LORA
@@ -22,7 +23,7 @@ from ..training.lora import load_lora
 from ..training.pairs import digest, write_shard
 from ..training.report import read_log
 from .api import schema
-from .backbone import HostBackbone, alike, fingerprint, ready
+from .backbone import HostBackbone, alike, ready
 from .dataset import Dataset, shards_of
 from .lora import apply, read, show
 from .progress import Monitor

@@ -14,10 +14,15 @@ from typing import Any
 import comfy.sd
 import folder_paths
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from .backbone import HostBackbone, alike, fingerprint, ready
-from .distill import decoder, encode, latent_shape
+from ..training.backbone import fingerprint
+from .backbone import HostBackbone, alike, ready
+from .distill import KINDS, decoder, encode, latent_shape
+
+SIDE = 1024
+"""Of the pictures in pixels, where none is given."""
 
 
 class Opened:
@@ -32,6 +37,7 @@ class Opened:
         stack.enter_context(ready(model))
         self.backbone = HostBackbone(model, shape, decoder(model.get_model_object("latent_format"), vae))
         kind = type(model.model.model_config).__name__
+        self.preset = KINDS.get(kind, "sd15")
         self.metadata = {"tcd.teacher": kind, "tcd.teacher_hash": fingerprint(self.backbone.network)}
 
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
@@ -61,11 +67,12 @@ def open_model(args: argparse.Namespace) -> Opened:
             model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
                 str(path), embedding_directory=embeddings
             )
-        except RuntimeError as error:
-            raise ValueError(f"--checkpoint {path}: ComfyUI cannot load it: {error}") from error
+        except (RuntimeError, ValueError, SafetensorError) as error:
+            cause = str(error).splitlines()[0]
+            raise ValueError(f"--checkpoint {path}: ComfyUI cannot load it: {cause}") from error
     if model is None or clip is None:
         raise ValueError(
             f"--checkpoint {path}: holds {'no text encoder' if model is not None else 'no diffusion model'}; "
             "a whole checkpoint is needed, as Load Checkpoint takes it"
         )
-    return Opened(model, clip, vae, (args.width, args.height), args.negative)
+    return Opened(model, clip, vae, (args.width or SIDE, args.height or SIDE), args.negative)

@@ -5,6 +5,7 @@ of these.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from typing import Protocol
 
 import torch
@@ -121,3 +122,12 @@ def twice(point: Point) -> Point:
     """The times of a doubled batch."""
     t, alpha, sigma = (a if a.ndim == 0 else torch.cat([a, a]) for a in (point.t, *point.level))
     return Point(t, Level(alpha, sigma))
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A name for the weights: of a part of each, so that it takes no time."""
+    mixed = sha256()
+    for name, p in network.named_parameters():
+        part = p.detach().flatten()[:: max(1, p.numel() // 64)].float().cpu().contiguous()
+        mixed.update(name.encode() + part.numpy().tobytes())
+    return mixed.hexdigest()

@@ -23,15 +23,27 @@ from .run import estimate, train
 class Opened(Protocol):
     """A model made ready by one of `MODELS`: its network, and its way to encode prompts."""
 
-    backbone: Backbone
-    metadata: Mapping[str, str]
+    @property
+    def backbone(self) -> Backbone: ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+    @property
+    def preset(self) -> str:
+        """The row of settings for a model of its kind."""
+        ...
 
     def encode(self, prompts: list[str]) -> Cond: ...
 
 
 # Where each kind of model comes from: a module with `open_model(args) -> Opened`, imported only when it is
 # asked for.
-MODELS = {"embedded": ".embedded.opened", "comfyui": ".nodes.headless"}
+MODELS = {
+    "embedded": ".embedded.opened",
+    "comfyui": ".nodes.headless",
+    "diffusers": ".training.diffusers_backbone",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--comfyui", type=Path, help="ComfyUI's folder: a checkpoint of any kind that it loads, no server"
     )
+    model.add_argument(
+        "--diffusers", type=Path, help="folder of a diffusers pipeline: Stable Diffusion 1.5, 2.x or SDXL"
+    )
     parser.add_argument("--checkpoint", type=Path, help="with --comfyui: the teacher (.safetensors)")
-    parser.add_argument("--width", type=int, default=1024, help="with --comfyui: of the pictures, in pixels")
-    parser.add_argument("--height", type=int, default=1024, help="with --comfyui: of the pictures, in pixels")
+    size = "of the pictures, in pixels (default: 1024, with --diffusers the model's own)"
+    parser.add_argument("--width", type=int, help=size)
+    parser.add_argument("--height", type=int, help=size)
     parser.add_argument(
         "--prompts", type=Path, help="text file, a prompt a line (required but for --embedded)"
     )
@@ -82,10 +98,15 @@ def run(args: argparse.Namespace) -> int:
         if args.checkpoint is None:
             raise ValueError("--comfyui needs --checkpoint: the file of the teacher")
         host_path.add(args.comfyui)
-    preset = args.preset or (args.model if args.model in PRESETS else "sdxl")
-    config = DistillConfig.resolve(preset, args.config, **overrides)
+    if args.diffusers is not None:
+        args.model = "diffusers"
+    # What is wrong with the settings is said before a model is loaded.
+    usual = args.model if args.model in PRESETS else "sdxl"
+    config = DistillConfig.resolve(args.preset or usual, args.config, **overrides)
     own_device()
     opened: Opened = import_module(MODELS[args.model], __name__.rsplit(".", 2)[0]).open_model(args)
+    if args.preset is None:
+        config = DistillConfig.resolve(opened.preset, args.config, **overrides)
     prompts = opened.encode(read_prompts(args.prompts) if args.prompts else [])
     if args.dry_run:
         print(config.as_toml(), end="")
