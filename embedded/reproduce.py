@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..training.config import DistillConfig
 from ..training.distill import LORA
@@ -45,6 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "tcd": {},
     "lcm": {"s_range": "zero"},
 }
+FORM_RATES = RATES[1:3]
 # Table 2: other forms of the student; TCF(2) takes two evaluations a map, TCF(S+) has parameters of its own.
 FORMS: dict[str, dict[str, Any]] = {"tcf2": {"student": "tcf2"}, "tcfs": {"student": "tcfs"}}
 # What decides the best gamma: range of s, guidance, budget.
@@ -121,29 +123,30 @@ class Reproduction:
 
     def best_rate(self, method: str) -> float:
         """The learning rate of the grid whose seed-0 student is nearest to real pictures, on average over 2
-        to 20 steps.
+        to 20 steps; of Table 2's other forms at 4.
         """
+        form = method in FORMS
+        grid, counts = (FORM_RATES, (4,)) if form else (RATES, STEPS[1:])
 
         def measure() -> list[Row]:
-            gamma = 1.0 if method == "lcm" else GAMMA
             rows: list[Row] = []
-            for rate in RATES:
-                student = self.student(method, METHODS[method], rate, 0)
-                for steps in STEPS[1:]:
-                    images = sample_student(student, self.tuning, steps, gamma)
-                    rows.append(
-                        {
-                            "method": method,
-                            "rate": rate,
-                            "steps": steps,
-                            **self.judge.measure(images, self.tuning.labels),
-                        }
-                    )
+            for rate in grid:
+                student = self.student(method, {**METHODS, **FORMS}[method], rate, 0)
+                for steps in counts:
+                    images = self.sample(student, method, self.tuning, steps)
+                    row = {"method": method, "rate": rate, "steps": steps}
+                    rows.append({**row, **self.judge.measure(images, self.tuning.labels)})
             return rows
 
-        rows = self.stage(self.parts[0], f"rates-{method}", measure)  # all parts need it
-        means = {rate: _mean([r["frechet"] for r in rows if r["rate"] == rate]) for rate in RATES}
+        part = "table2" if form else self.parts[0]  # all parts need those of the two methods
+        rows = self.stage(part, f"rates-{method}", measure)
+        means = {rate: _mean([r["frechet"] for r in rows if r["rate"] == rate]) for rate in grid}
         return min(means, key=lambda rate: means[rate])
+
+    def sample(self, student: EmbeddedModel, method: str, prompts: Prompts, steps: int) -> Tensor:
+        """Pictures by a method's own sampler."""
+        gamma = 1.0 if method == "lcm" else GAMMA
+        return sample_student(student, prompts, steps, gamma, order=2 if method == "tcf2" else 1)
 
     def best_gamma(self, rate: float) -> float:
         """The gamma that brings the seed-0 student nearest to real pictures, averaged over 2 to 20 steps."""
@@ -191,12 +194,13 @@ def run(args: argparse.Namespace) -> int:
     gamma = work.best_gamma(rates["tcd"])
     work.say(f"best learning rates of {list(RATES)}: {rates}; best gamma of {list(TUNED)}: {gamma}")
     rate = rates["tcd"]
+    forms = {form: work.best_rate(form) for form in FORMS} if "table2" in work.parts else {}
     sections: dict[str, list[Row]] = {
         "table1": table_1(work, rates, gamma),
         "close": close(work, rates, gamma),
         "teacher": work.stage("teacher", "teacher", lambda: teacher_rows(work)),
         "figure6": [row for seed in SEEDS for row in figure_6(work, rate, seed)],
-        "table2": [row for seed in SEEDS for row in table_2(work, rate, seed)],
+        "table2": [row for seed in SEEDS for row in table_2(work, {**rates, **forms}, seed)],
         "variants": [
             *against_teacher(work, rate),
             *(row for name in VARIANTS for row in variant(work, rate, name)),
@@ -204,7 +208,7 @@ def run(args: argparse.Namespace) -> int:
     }
     settings = {
         "samples": args.samples, "iterations": ITERATIONS, "seeds": list(SEEDS), "rates": list(RATES),
-        "best_rates": rates,
+        "best_rates": {**rates, **forms},
         "gamma": GAMMA, "cfg": CFG, "end": "official", "command": "make reproduce",
     }  # fmt: skip
     rows = [row for row in sections["table1"] if row.get("seed", 0) == 0]
@@ -315,7 +319,7 @@ def figure_6(work: Reproduction, rate: float, seed: int) -> list[Row]:
     return work.stage("figure6", f"figure6-seed{seed}", measure)
 
 
-def table_2(work: Reproduction, rate: float, seed: int) -> list[Row]:
+def table_2(work: Reproduction, rates: Mapping[str, float], seed: int) -> list[Row]:
     """TCF(1), TCF(2), TCF(S+) at 4 steps with equal iterations; TCF(2) spends twice the evaluations, in
     training and in sampling.
     """
@@ -323,18 +327,10 @@ def table_2(work: Reproduction, rate: float, seed: int) -> list[Row]:
     def measure() -> list[Row]:
         rows: list[Row] = []
         for name, settings in {"tcd": METHODS["tcd"], **FORMS}.items():
-            student = work.student(name, settings, rate, seed)
-            order = 2 if name == "tcf2" else 1
-            images = sample_student(student, work.prompts, 4, GAMMA, order=order)
-            rows.append(
-                {
-                    "method": name,
-                    "seed": seed,
-                    "steps": 4,
-                    "gamma": GAMMA,
-                    **work.judge.measure(images, work.prompts.labels),
-                }
-            )
+            student = work.student(name, settings, rates[name], seed)
+            images = work.sample(student, name, work.prompts, 4)
+            row = {"method": name, "seed": seed, "steps": 4, "gamma": GAMMA}
+            rows.append({**row, **work.judge.measure(images, work.prompts.labels)})
         return rows
 
     return work.stage("table2", f"table2-seed{seed}", measure)

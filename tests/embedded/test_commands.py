@@ -149,6 +149,7 @@ def test_reproduce_goes_on_where_it_was_and_publishes(tmp_path, capsys, monkeypa
     small = {
         "SEEDS": (0,),
         "RATES": (1e-4,),
+        "FORM_RATES": (1e-4,),
         "ITERATIONS": 2,
         "FIGURE_6": (0.0, 1.0),
         "FIGURE_6_STEPS": (2,),
@@ -174,7 +175,7 @@ def test_reproduce_goes_on_where_it_was_and_publishes(tmp_path, capsys, monkeypa
     assert "distilling tcd-lr0.0001-seed0" in first and "stage variant-near" in first
     results = json.loads((tmp_path / "docs" / "results.json").read_text("utf-8"))
     assert {r["method"] for r in results["rows"]} == {"tcd", "tcd_tuned", "lcm", "ddim", "dpmpp_2s", *FLOORS}
-    assert results["settings"]["best_rates"] == {"tcd": 1e-4, "lcm": 1e-4}
+    assert results["settings"]["best_rates"] == dict.fromkeys(("tcd", "lcm", "tcf2", "tcfs"), 1e-4)
     assert {"table1", "close", "figure6", "table2", "variants", "teacher"} == set(results["sections"])
     assert {r["samples"] for r in results["sections"]["close"]} == {40 * reproduce.CLOSE_TIMES}
     assert {p.name for p in (tmp_path / "docs").iterdir()} >= {"steps.png", "gamma.png"}
