@@ -124,7 +124,7 @@ def _short(value: float) -> str:
 def text_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Records as a plain table, right-aligned."""
     body = [[_cell(row.get(c)) for c in columns] for row in rows]
-    widths = [max(len(c), *(len(line[i]) for line in body)) for i, c in enumerate(columns)]
+    widths = [max([len(c), *(len(line[i]) for line in body)]) for i, c in enumerate(columns)]
     lines = [
         "  ".join(v.rjust(w) for v, w in zip(line, widths, strict=True)) for line in [list(columns), *body]
     ]
