@@ -5,7 +5,6 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import ComfyExtension, io
 
 from . import compare, dataset, distill, embedded, lora, sampler, save_lora
-from .progress import add_route
 from .routes import add_routes
 from .tcd_sss import register
 from .web_files import add_file_routes
@@ -27,6 +26,5 @@ class TCDExtension(ComfyExtension):
 
 
 register()
-add_route()
 add_routes()
 add_file_routes()

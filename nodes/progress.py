@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from pathlib import Path
@@ -147,21 +146,3 @@ def latest(node: str) -> dict[str, Any] | None:
 def runs() -> list[dict[str, Any]]:
     """The last message of each node in this server's life."""
     return list(_latest.values())
-
-
-def add_route() -> None:
-    """GET /tcd/distill/{node}, where a server runs."""
-    server = prompt_server()
-    if server is None:
-        return
-    from aiohttp import web
-
-    @server.routes.get("/tcd/distill/{node}")
-    async def answer(request: Any) -> Any:
-        await asyncio.sleep(0)
-        found = latest(request.match_info["node"])
-        return (
-            web.json_response({"error": "no run of this node yet"}, status=404)
-            if found is None
-            else (web.json_response(found))
-        )

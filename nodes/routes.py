@@ -13,7 +13,7 @@ from ..training.formats import open_lora
 from ..training.known_loras import advice
 from ..training.lora_report import base
 from .api import prompt_server
-from .progress import runs
+from .progress import latest, runs
 
 
 def lora_settings(name: str) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _settings(path: str, _changed: int, _size: int) -> dict[str, Any]:
 
 
 def add_routes() -> None:
-    """GET /tcd/lora?name=NAME and GET /tcd/runs, where a server runs."""
+    """GET /tcd/lora?name=NAME, /tcd/runs and /tcd/distill/{node}, where a server runs."""
     server = prompt_server()
     if server is None:
         return
@@ -51,3 +51,10 @@ def add_routes() -> None:
     @server.routes.get("/tcd/runs")
     async def all_runs(_: Any) -> Any:
         return web.json_response(runs())
+
+    @server.routes.get("/tcd/distill/{node}")
+    async def run_of(request: Any) -> Any:
+        found = latest(request.match_info["node"])
+        if found is None:
+            return web.json_response({"error": "no run of this node yet"}, status=404)
+        return web.json_response(found)
