@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import pytest
 from comfyui_pack import copy_pack
 from comfyui_worker import start
+from distill_standins import make
 
 
 class Host(Protocol):
@@ -28,3 +29,11 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def inside(host: Host, pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Inside]:
     with start(host.path, host.python, pack, tmp_path_factory.mktemp("worker") / "log.txt") as call:
         yield call
+
+
+@pytest.fixture(scope="session")
+def standins(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder of small files to distil; see distill_standins.py."""
+    folder = tmp_path_factory.mktemp("models")
+    make(host, folder)
+    return folder

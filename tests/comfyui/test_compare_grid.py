@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from comfyui_server import node
 from test_server import Server, server  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 from comfyui_tcd.embedded.sample import TCD_LORA
@@ -91,9 +92,6 @@ def test_mistakes_are_named_before_the_work(
 
 
 def graph(batch: int = 2, **given: Any) -> dict[str, Any]:
-    def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-        return {"class_type": class_type, "inputs": inputs}
-
     settings = {
         "seed": 3, "steps": "1, 4", "gammas": "0, 0.5", "cfg": 1.0, "denoise": 1.0, "lora_name": LORA,
         "lora_strengths": "1", "reference_sampler": "euler", "reference_scheduler": "normal",

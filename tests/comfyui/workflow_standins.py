@@ -80,26 +80,27 @@ def host_layers() -> dict[str, Any]:
 
 def checkpoint(kind: str) -> dict[str, Any]:
     """A whole checkpoint with the keys of the published one."""
-    import comfy.sd1_clip
-    import comfy.sdxl_clip
-    import comfy.supported_models
-    import torch
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
-    config = {"SDXL": SDXL, "SD15": SD15}[kind]
-    text = {"SDXL": comfy.sdxl_clip.SDXLClipModel, "SD15": comfy.sd1_clip.SD1ClipModel}[kind]
-    known = getattr(comfy.supported_models, kind)(config)
     vae = {
         "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
         "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
     }  # fmt: skip
+    return joined(kind, {"SDXL": SDXL, "SD15": SD15}[kind], shapes(AutoencoderKL, ddconfig=vae, embed_dim=4))
+
+
+def joined(kind: str, config: dict[str, Any], vae: Shapes) -> dict[str, Any]:
+    """UNet, text encoders and VAE under the keys of a checkpoint."""
+    import comfy.sd1_clip
+    import comfy.sdxl_clip
+    import comfy.supported_models
+    import torch
+
+    text = {"SDXL": comfy.sdxl_clip.SDXLClipModel, "SD15": comfy.sd1_clip.SD1ClipModel}[kind]
     encoders = shapes(text, device="meta", dtype=torch.float16)
     parts = {f"model.diffusion_model.{k}": v for k, v in unet(config).items()}
-    parts |= known.process_clip_state_dict_for_saving(encoders)
-    parts |= {
-        f"first_stage_model.{k}": v for k, v in shapes(AutoencoderKL, ddconfig=vae, embed_dim=4).items()
-    }
-    return parts
+    parts |= getattr(comfy.supported_models, kind)(config).process_clip_state_dict_for_saving(encoders)
+    return parts | {f"first_stage_model.{k}": v for k, v in vae.items()}
 
 
 def controlnet() -> dict[str, Any]:
@@ -211,9 +212,9 @@ SAME = {
 }
 
 
-def make(host: Any, models: Path, *names: str) -> None:
-    """Run this file: all of FILES and SAME, or those of FILES that are named."""
-    command = [host.python, __file__, host.path, models, *names]
+def make(host: Any, models: Path, *names: str, script: str = __file__) -> None:
+    """Run this file: all of FILES and SAME, or those of FILES that are named. Or another such script."""
+    command = [host.python, script, host.path, models, *names]
     done = subprocess.run(command, cwd=host.path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -225,7 +226,8 @@ def main(models: Path, names: Sequence[str]) -> None:
         os.link(models / source, models / name)
 
 
-if __name__ == "__main__":
+def in_host(main: Callable[[Path, Sequence[str]], None]) -> None:
+    """`main` with the script's second argument and those after it, in the host that the first names."""
     host, out, *names = sys.argv[1:]
     sys.argv = ["main.py", "--cpu"]
     sys.path.insert(0, host)
@@ -233,3 +235,7 @@ if __name__ == "__main__":
 
     comfy.options.enable_args_parsing()
     main(Path(out), names)
+
+
+if __name__ == "__main__":
+    in_host(main)
