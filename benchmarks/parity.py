@@ -1,6 +1,6 @@
 """Writes docs/parity.md: runs inside ComfyUI against diffusers' TCDScheduler around the same network.
 
-    python benchmarks/parity.py --comfyui PATH [--python PYTHON]
+    python benchmarks/parity.py --comfyui PATH [--python PYTHON] [--also PATH PYTHON]
 
 Needs diffusers here, not in ComfyUI's interpreter. Exits with 1 where a tolerance is missed.
 """
@@ -10,7 +10,8 @@ Needs diffusers here, not in ComfyUI's interpreter. Exits with 1 where a toleran
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,16 +19,17 @@ from inside_comfyui import ROOT, arguments, worker
 
 HEADER = """# Parity with diffusers
 
-The result of the sampler in ComfyUI {version}, compared with a loop of diffusers {diffusers}'s `TCDScheduler`
-around the same network, with the same initial noise and the same noise in every step. The network is a small
-UNet of ComfyUI's own class with random weights, so that a wrong timestep shows as a wrong picture. The error
-is the norm of the difference of the two latents over the norm of diffusers' one, the largest of all runs of
-a row; in every run both called the network at the same timesteps.
+The result of the sampler in ComfyUI {versions}, compared with a loop of diffusers {diffusers}'s
+`TCDScheduler` around the same network, with the same initial noise and the same noise in every step. The
+network is a small UNet of ComfyUI's own class with random weights, so that a wrong timestep shows as a wrong
+picture; it computes in float64, the samplers in float32. The error is the norm of the difference of the two
+latents over the norm of diffusers' one, the largest of all runs of a row; in every run both called the
+network at the same timesteps.
 
-Made by `python benchmarks/parity.py --comfyui PATH` (torch {torch}, CPU).
+Made by `python benchmarks/parity.py --comfyui PATH --also PATH PYTHON` (torch {torch} for diffusers, CPU).
 
-| prediction | steps | gamma | denoise | runs | largest error | tolerance |
-| --- | --- | --- | --- | ---: | ---: | ---: |
+| prediction | steps | gamma | denoise | runs | {columns} | tolerance |
+| --- | --- | --- | --- | ---: | {rules} | ---: |
 """
 FOOTER = """
 Zero terminal SNR has a wider tolerance because ComfyUI's last alphas_cumprod is 4.9e-8 and diffusers' is 0.
@@ -48,46 +50,80 @@ latents of 8x8, 2 and 4 steps, gamma 0 and 0.3, KSampler, and TCD Sampler with S
   `sigma noise + alpha picture`; at timestep 999 sigma is 0.998.
 - **An `original_steps` that does not divide 1000**: the first timestep is then below 999, where diffusers
   starts text to image from `noise` and ComfyUI from `sigma noise`.
-- **Rounding in a model that predicts x0**: it grows over the steps at gamma 1. For 21 steps at denoise 0.5
-  the run in ComfyUI is 1.1e-4, and diffusers' own in float32 6.3e-5, from the same loop in float64.
+- **The table of noise levels**: diffusers multiplies its alphas in float32, and its sigma of the first
+  timestep is off by 1.3e-5; ComfyUI's is right to 1e-8. A model that predicts x0 makes the most of it, at
+  gamma 1: for 21 steps at denoise 0.5 the run in ComfyUI is 7.7e-5 from diffusers, and 7e-6 from the same
+  loop with the alphas and everything else in float64. (A float32 network adds its own rounding: there a
+  change of 1e-7 in the first noise changes diffusers' own result by 1.1e-4.)
 - **Order 2, multistep and flow models** have no counterpart in diffusers. Their tests compare with the closed
   forms and with ComfyUI's euler. Order 2 calls the network between two timesteps, which ComfyUI rounds.
 """
-MISSED = "- {}, {} steps, gamma {}, denoise {}: {:.1e}\n"
-STEPS = range(1, 51)
-GAMMAS = [i / 10 for i in range(11)]
-STRENGTHS = [i / 10 for i in range(1, 11)]
+MISSED = "- {}: {}, {} steps, gamma {}, denoise {}: {:.1e}\n"
+Run = tuple[int, float, float]
+"""Steps, gamma, denoise."""
+SWEEPS: dict[tuple[str, str, str], list[Run]] = {
+    ("1 to 50", "0.3", "1"): [(n, 0.3, 1.0) for n in range(1, 51)],
+    ("4", "0 to 1", "1"): [(4, i / 10, 1.0) for i in range(11)],
+    ("4", "0.3", "0.1 to 1"): [(4, 0.3, i / 10) for i in range(1, 11)],
+    ("1 to 25", "0 to 1", "0.5"): [(n, n % 11 / 10, 0.5) for n in range(1, 26)],
+}
 
 
 def main() -> int:
     parser = arguments(__doc__)
+    parser.add_argument(
+        "--also", nargs=2, type=Path, default=None, help="another ComfyUI, and its interpreter"
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "parity.md", help="the file to write")
     parser.add_argument("--every", type=int, default=1, help="take every nth run only")
     options = parser.parse_args()
     import diffusers
     from comfyui_oracle import TOLERANCE, compare
 
-    missed, rows = list[str](), list[str]()
-    with worker(options) as inside:
-        for kind, tolerance in TOLERANCE.items():
-            sweeps: dict[tuple[str, str, str], Iterable[tuple[int, float, float]]] = {
-                ("1 to 50", "0.3", "1"): [(n, 0.3, 1.0) for n in STEPS],
-                ("4", "0 to 1", "1"): [(4, gamma, 1.0) for gamma in GAMMAS],
-                ("4", "0.3", "0.1 to 1"): [(4, 0.3, s) for s in STRENGTHS],
-                ("1 to 25", "0 to 1", "0.5"): [(n, n % 11 / 10, 0.5) for n in range(1, 26)],
-            }
-            for names, runs in sweeps.items():
-                errors = {run: compare(inside, kind, *run) for run in list(runs)[:: options.every]}
-                missed += [MISSED.format(kind, *run, e) for run, e in errors.items() if e >= tolerance]
-                worst = max(errors.values())
-                cells = [kind, *names, str(len(errors)), f"{worst:.1e}", f"{tolerance:.0e}"]
-                rows.append(f"| {' | '.join(cells)} |\n")
-                print(rows[-1], end="", flush=True)
-        version = inside("version")
-    header = HEADER.format(version=version, diffusers=diffusers.__version__, torch=torch.__version__)
+    hosts = [(options.comfyui, options.python), *([options.also] if options.also else [])]
+    found: dict[str, dict[str, dict[Run, float]]] = {}
+    for options.comfyui, options.python in hosts:
+        with worker(options) as inside:
+            run = partial(compare, inside)
+            found[inside("version")] = {kind: errors(partial(run, kind), options.every) for kind in TOLERANCE}
+    missed = [
+        MISSED.format(version, kind, *run, error)
+        for version, kinds in found.items()
+        for kind, all_runs in kinds.items()
+        for run, error in all_runs.items()
+        if error >= TOLERANCE[kind]
+    ]
+    rows = [
+        row(kind, name, [kinds[kind] for kinds in found.values()], tolerance)
+        for kind, tolerance in TOLERANCE.items()
+        for name in SWEEPS
+    ]
+    header = HEADER.format(
+        versions=" and ".join(found),
+        columns=" | ".join(f"largest error, {version}" for version in found),
+        rules=" | ".join(["---:"] * len(found)),
+        diffusers=diffusers.__version__,
+        torch=torch.__version__,
+    )
     beyond = ["\nBeyond the tolerance:\n\n", *missed] if missed else []
     options.output.write_text("".join([header, *rows, *beyond, FOOTER]), encoding="utf-8")
     return int(bool(missed))
+
+
+def errors(compare: Callable[..., float], every: int) -> dict[Run, float]:
+    """Of every nth run of each sweep; a run that is in two sweeps is made once."""
+    made = dict[Run, float]()
+    for run in dict.fromkeys(run for runs in SWEEPS.values() for run in runs[::every]):
+        made[run] = compare(*run)
+        print(*run, f"{made[run]:.1e}", flush=True)
+    return made
+
+
+def row(kind: str, name: tuple[str, str, str], found: list[dict[Run, float]], tolerance: float) -> str:
+    """A row of the table: the largest error of a sweep in each version."""
+    of = [[made[run] for run in SWEEPS[name] if run in made] for made in found]
+    cells = [kind, *name, str(len(of[0])), *(f"{max(each):.1e}" for each in of), f"{tolerance:.0e}"]
+    return f"| {' | '.join(cells)} |\n"
 
 
 if __name__ == "__main__":

@@ -79,17 +79,20 @@ class Frames(UNetModel):
 
 
 @cache
-def base(kind: str, channels: int = 4) -> Any:
-    """A ModelPatcher of random weights; one per kind, so clone it before a change."""
+def base(kind: str, channels: int = 4, dtype: torch.dtype = torch.float64) -> Any:
+    """A ModelPatcher of random weights; one per kind, so clone it before a change.
+
+    In float64 what differs from another sampler is the sampler's, not the network's rounding.
+    """
     model_type, settings = TYPES[kind]
-    config = comfy.supported_models.SD15({**UNET, "in_channels": channels})
+    config = comfy.supported_models.SD15({**UNET, "in_channels": channels, "dtype": dtype})
     config.unet_config.update(num_heads=4, num_head_channels=-1)
     config.sampling_settings = dict(settings)
     model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType[model_type], unet_model=Frames)
     generator = torch.Generator().manual_seed(5)
     for name, weight in sorted(model.diffusion_model.named_parameters()):
         scale = 1 / max(weight[0].numel(), 1) ** 0.5 if weight.ndim > 1 else 0.1
-        weight.data = torch.randn(weight.shape, generator=generator) * scale
+        weight.data = torch.randn(weight.shape, generator=generator).to(weight.dtype) * scale
         if weight.ndim == 1 and name.endswith("weight"):
             weight.data += 1
     if kind == "x0":
@@ -109,12 +112,12 @@ def text(seed: int, **extra: Any) -> Any:
 
 
 def network(kind: str, x: Tensor, t: Tensor, cond: int = 1, concat: Tensor | None = None) -> Tensor:
-    """The bare network, for the oracle's loop: x and t as the network takes them."""
+    """The bare network, for the oracle's loop: x and t as the network takes them, the output in x's dtype."""
     context = text(cond)[0][0].expand(x.shape[0], -1, -1)
     if concat is not None:
         x = torch.cat([x, concat], 1)
-    channels = x.shape[1]
-    return base(kind, channels).model.diffusion_model(x, t.expand(x.shape[0]).float(), context=context)
+    inner, times = base(kind, x.shape[1]).model.diffusion_model, t.expand(x.shape[0]).float()
+    return inner(x.to(inner.dtype), times, context=context.to(inner.dtype)).to(x.dtype)
 
 
 class Spy:

@@ -70,7 +70,7 @@ def base(kind: str) -> Any:
     """A ModelPatcher of random weights, made in inference mode as the host's loaders do; one per kind."""
     if kind not in POOLED:
         with torch.inference_mode():
-            return comfyui_inside.base(kind)
+            return comfyui_inside.base(kind, dtype=torch.float32)
     with torch.inference_mode():
         network = _network(kind)
         generator = torch.Generator().manual_seed(5)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from comfyui_oracle import TOLERANCE, compare
+import torch
+from comfyui_oracle import TOLERANCE, compare, exact
 
 pytestmark = pytest.mark.comfyui
 Inside = Callable[..., Any]
@@ -32,3 +33,9 @@ def test_every_gamma(inside: Inside, kind: str, gamma: float):
 @pytest.mark.parametrize("strength", [0.1, 0.2, 0.29, 0.3, 0.5, 0.57, 0.7, 0.9, 0.99])
 def test_every_denoise(inside: Inside, kind: str, strength: float):
     assert compare(inside, kind, 4, 0.3, strength) < TOLERANCE[kind]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v", "x0"])
+def test_what_remains_is_the_rounding_of_diffusers_own_table(inside: Inside, kind: str):
+    error = compare(inside, kind, 21, 1.0, 0.5, exact, torch.float64)
+    assert error < 2e-5 and (kind != "x0" or error < compare(inside, kind, 21, 1.0, 0.5) / 4)
