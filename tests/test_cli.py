@@ -63,7 +63,13 @@ def test_help_and_mistakes_name_the_subcommand(
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("steps 0: at least 1"), FileNotFoundError("no file x"), OSError("full")]
+    "error",
+    [
+        ValueError("steps 0: at least 1"),
+        FileNotFoundError("no file x"),
+        OSError("full"),
+        MemoryError("short"),
+    ],
 )
 def test_a_users_error_is_one_line(
     steps: dict[str, Any], capsys: pytest.CaptureFixture[str], error: Exception

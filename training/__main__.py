@@ -14,7 +14,7 @@ try:
 except KeyboardInterrupt:
     sys.stderr.write("tcd: interrupted\n")
     status = 130
-except (ValueError, OSError) as error:  # what a user can set right
+except (ValueError, OSError, MemoryError) as error:  # what a user can set right
     if args.traceback:
         raise
     sys.stderr.write(f"tcd: error: {error}\n")

@@ -1,6 +1,7 @@
 """The commands a visitor types, run as a visitor runs them."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,18 @@ def test_the_module_tells_a_users_error_without_a_traceback(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("tcd: error: ") and "no such file.txt" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_module_tells_of_too_little_memory_without_a_traceback(monkeypatch, capsys):
+    def run(_args):
+        raise MemoryError("out of memory: lower rank")
+
+    monkeypatch.setattr("comfyui_tcd.training.cli.run", run)
+    monkeypatch.setattr(sys, "argv", ["training", "--embedded", "--out", "x"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("comfyui_tcd.training", run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "tcd: error: out of memory: lower rank\n"
 
 
 @pytest.mark.slow
