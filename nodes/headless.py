@@ -25,6 +25,10 @@ SIDE = 1024
 """Of the pictures in pixels, where none is given."""
 
 
+WEIGHTS = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+"""As ComfyUI's Load Diffusion Model names them."""
+
+
 class Opened:
     """See `training.cli.Opened`. The model stays ready for training until the process ends."""
 
@@ -62,10 +66,11 @@ def open_model(args: argparse.Namespace) -> Opened:
     if not path.is_file():
         raise ValueError(f"--checkpoint {args.checkpoint}: no such file")
     embeddings = folder_paths.get_folder_paths("embeddings")
+    options = {} if args.weight_dtype is None else {"dtype": WEIGHTS[args.weight_dtype]}
     with torch.inference_mode():
         try:
             model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
-                str(path), embedding_directory=embeddings
+                str(path), embedding_directory=embeddings, model_options=options
             )
         except (RuntimeError, ValueError, SafetensorError) as error:
             cause = str(error).splitlines()[0]

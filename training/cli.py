@@ -62,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--diffusers", type=Path, help="folder of a diffusers pipeline: Stable Diffusion 1.5, 2.x or SDXL"
     )
     parser.add_argument("--checkpoint", type=Path, help="with --comfyui: the teacher (.safetensors)")
+    parser.add_argument(
+        "--weight-dtype",
+        choices=("fp8_e4m3fn", "fp8_e5m2"),
+        help="with --comfyui: keep the teacher's weights in 8 bits (default: as ComfyUI chooses)",
+    )
     size = "of the pictures, in pixels (default: 1024, with --diffusers the model's own)"
     parser.add_argument("--width", type=int, help=size)
     parser.add_argument("--height", type=int, help=size)
@@ -98,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         if args.checkpoint is None:
             raise ValueError("--comfyui needs --checkpoint: the file of the teacher")
         host_path.add(args.comfyui)
+    elif args.weight_dtype is not None:
+        raise ValueError("--weight-dtype needs --comfyui: it is ComfyUI that keeps weights in 8 bits")
     if args.diffusers is not None:
         args.model = "diffusers"
     # What is wrong with the settings is said before a model is loaded.

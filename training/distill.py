@@ -23,6 +23,7 @@ from .backbone import Backbone, Cond, in_parts, repeat
 from .checkpoint import write_text
 from .config import DistillConfig
 from .lora import Lora, injected, save_lora
+from .narrow import widened_again
 from .objective import Batch, TimeGrid, draw_times, guided, solver_step, tcd_loss, teacher_predictor
 from .optimizer import optimizer_of, take_step
 from .pairs import Pairs, Source, generator
@@ -65,10 +66,14 @@ class Student:
 @contextmanager
 def student_on(backbone: Backbone, config: DistillConfig) -> Generator[Student, None, None]:
     """Adapters in, whatever happens adapters out: the base leaves as it came, bit for bit."""
-    with injected(backbone.network, config.rank, config.alpha, config.targets, config.seed) as lora:
+    network = backbone.network
+    with (
+        widened_again(network),
+        injected(network, config.rank, config.alpha, config.targets, config.seed) as lora,
+    ):
         if config.student == "tcfs":
             scale = 1000.0 if isinstance(backbone.schedule, FlowSchedule) else 1.0
-            with attached(backbone.network, scale, seed=config.seed) as embedding:
+            with attached(network, scale, seed=config.seed) as embedding:
                 yield Student(backbone, lora, embedding, 2 * config.batch)
         else:
             yield Student(backbone, lora, None, 2 * config.batch)

@@ -88,13 +88,14 @@ def base(kind: str, channels: int = 4, dtype: torch.dtype = torch.float64) -> An
     config = comfy.supported_models.SD15({**UNET, "in_channels": channels, "dtype": dtype})
     config.unet_config.update(num_heads=4, num_head_channels=-1)
     config.sampling_settings = dict(settings)
+    if dtype.itemsize == 1:
+        config.set_inference_dtype(dtype, torch.float32)
     model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType[model_type], unet_model=Frames)
     generator = torch.Generator().manual_seed(5)
     for name, weight in sorted(model.diffusion_model.named_parameters()):
         scale = 1 / max(weight[0].numel(), 1) ** 0.5 if weight.ndim > 1 else 0.1
-        weight.data = torch.randn(weight.shape, generator=generator).to(weight.dtype) * scale
-        if weight.ndim == 1 and name.endswith("weight"):
-            weight.data += 1
+        value = torch.randn(weight.shape, generator=generator) * scale
+        weight.data = (value + (weight.ndim == 1 and name.endswith("weight"))).to(weight.dtype)
     if kind == "x0":
         ms = comfy.model_sampling
         model.model_sampling = type("Sampling", (ms.ModelSamplingDiscrete, ms.X0), {})(config)

@@ -203,6 +203,21 @@ def planned(free: int, kind: str = "epsilon") -> str:
     return told[0]
 
 
+def kept(kind: str) -> dict[str, int]:
+    """Bytes that a sample's backward pass keeps, and those of the base's layers in float32."""
+    distill, narrow = pack("distill"), training("narrow")
+    config = distill.settings_of(
+        "sd15", base(kind), SETTINGS.format(steps=3, more=""), steps=3, batch=2, rank=4
+    )
+    opening = opened(kind, 3)
+    made, cond, _ = next(opening)
+    needs = training("run").needs(config, made, cond)
+    opening.close()
+    layers = narrow.narrow_layers(base(kind).model.diffusion_model)
+    wide = 4 * sum(layer.weight.numel() for layer in layers)
+    return {"kept": needs.kept.whole, "layers": len(layers), "wide": wide}
+
+
 def opened(kind: str, count: int, patcher: Any = None) -> Any:
     patcher = patcher or base(kind).clone()
     backbone = pack("backbone")

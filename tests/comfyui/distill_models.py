@@ -45,6 +45,8 @@ SD3 = {
     "pos_embed_scaling_factor": None,
     "context_size": 16,
 }  # fmt: skip
+FP8 = ("fp8", "rounded to fp8")
+"""Stable Diffusion's layout with weights kept in 8 bits, and the same weights in 32."""
 POOLED = {"flux": 16, "sd3": 16, "sdxl": 1280}
 
 
@@ -65,12 +67,21 @@ def _network(kind: str) -> Any:
     return comfy.model_base.SDXL(made)
 
 
+def _fp8(kind: str) -> Any:
+    if kind == "fp8":
+        return comfyui_inside.base("epsilon", dtype=torch.float8_e4m3fn)
+    made = comfyui_inside.base.__wrapped__("epsilon", dtype=torch.float32)
+    for weight in made.model.diffusion_model.parameters():
+        weight.data = weight.data.to(torch.float8_e4m3fn).float()
+    return made
+
+
 @cache
 def base(kind: str) -> Any:
     """A ModelPatcher of random weights, made in inference mode as the host's loaders do; one per kind."""
     if kind not in POOLED:
         with torch.inference_mode():
-            return comfyui_inside.base(kind, dtype=torch.float32)
+            return _fp8(kind) if kind in FP8 else comfyui_inside.base(kind, dtype=torch.float32)
     with torch.inference_mode():
         network = _network(kind)
         generator = torch.Generator().manual_seed(5)

@@ -170,6 +170,21 @@ def test_recomputed_blocks_train_the_same(inside: Inside, home: Path, kind: str)
     assert float(apart.norm() / torch.cat([v.flatten() for v in kept.values()]).norm()) < 1e-4
 
 
+def test_a_base_in_fp8_trains_as_its_weights_say(inside: Inside, home: Path):
+    found: list[dict[str, torch.Tensor]] = []
+    for kind in ("fp8", "rounded to fp8"):
+        assert inside("distilled", kind=kind, name=kind)["changed by training"] == []
+        tensors = load_file(home / "output/tcd_training" / kind / "checkpoint.safetensors")
+        found.append({k: v for k, v in tensors.items() if k.startswith("student/")})
+    a, b = (torch.cat([v.flatten() for v in each.values()]) for each in found)
+    assert a.numel() > 1000 and near(a, b, 1e-4)
+
+
+def test_a_base_in_fp8_is_not_kept_wide(inside: Inside):
+    fp8, rounded = (inside("kept", kind=kind) for kind in ("fp8", "rounded to fp8"))
+    assert fp8["layers"] > 30 and fp8["kept"] <= 1.02 * rounded["kept"] < fp8["kept"] + fp8["wide"] / 2
+
+
 def test_the_plan_is_made_for_the_free_memory(inside: Inside):
     """With less and less: blocks are recomputed, the batch is cut, the run is refused before it begins."""
     assert "everything kept" in inside("planned", free=2**40)

@@ -25,6 +25,11 @@ def test_a_checkpoint_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "--checkpoint" in capsys.readouterr().err
 
 
+def test_8_bit_weights_are_comfyuis(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "--embedded", "--weight-dtype", "fp8_e4m3fn", "--out", str(tmp_path)]) == 2
+    assert "--weight-dtype needs --comfyui" in capsys.readouterr().err
+
+
 def test_each_process_of_a_launcher_loads_its_model_onto_a_device_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
