@@ -60,11 +60,12 @@ const MARGIN = 8; // pixels around a widget's element, within the widget's heigh
 
 /**
  * A widget at the end of the node that is in neither the workflow nor the prompt: positions of others stay.
- * `height()` of the element in pixels. The node grows to hold it.
+ * `height()` of the element in pixels. The node grows to hold it. Nodes 2.0 stretches a widget over what room a node
+ * has to spare, such as that of folded inputs: over an empty box around our element.
  */
 export function addDisplay(node, name, element, height) {
   const outer = () => height() + 2 * MARGIN;
-  const widget = node.addDOMWidget(name, "tcd-display", element, {
+  const widget = node.addDOMWidget(name, "tcd-display", html("div", {}, element), {
     serialize: false, hideOnZoom: false, getValue: () => "", setValue: () => {},
     margin: MARGIN, getMinHeight: outer, getMaxHeight: outer,
   });
