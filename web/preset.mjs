@@ -1,11 +1,12 @@
 // Under the LoRA loader: how the chosen LoRA is sampled, and a button that sets it.
 import { addDisplay, chain, COLOUR, frame, html } from "./elements.mjs";
 import { receivers, set, value, widget } from "./graph.mjs";
+import { words } from "./words.mjs";
 
-/** "4 steps, cfg 1, gamma 0.3". */
-export function summary(tip) {
-  const strength = tip.strength === 1 ? "" : `strength ${tip.strength}, `;
-  return `${strength}${tip.steps} step${tip.steps === 1 ? "" : "s"}, cfg ${tip.cfg}, gamma ${tip.gamma}`;
+/** "4 steps, cfg 1, gamma 0.3", in `say`'s language. */
+export function summary(tip, say) {
+  const strength = tip.strength === 1 ? "" : say.strength(tip.strength);
+  return strength + say.preset(tip.steps, tip.cfg, tip.gamma);
 }
 
 /** Sets the settings on all nodes they belong to; the number of nodes. */
@@ -17,12 +18,13 @@ export function apply(loader, tip) {
 }
 
 export function addPreset(node, app, api) {
+  const say = words(app);
   const text = html("div", { style: { flex: "1", minWidth: "0" } });
   const button = html("button", {
     type: "button",
     style: { flex: "none", border: "none", borderRadius: "5px", padding: "4px 12px", cursor: "pointer",
       background: COLOUR.down, color: "var(--p-primary-contrast-color, #fff)", font: "inherit", fontWeight: "600" },
-  }, "Apply");
+  }, say.apply);
   const element = frame();
   element.dataset.tcd = "preset";
   element.append(html("div", { style: { display: "flex", gap: "8px", alignItems: "center", height: "32px" } }, text, button));
@@ -38,8 +40,8 @@ export function addPreset(node, app, api) {
   };
   button.addEventListener("click", () => {
     const count = apply(node, tip);
-    const done = count ? `set on ${count} node${count > 1 ? "s" : ""}` : "no TCD sampler is connected after this node";
-    show(summary(tip), done, done);
+    const done = count ? say.applied(count) : say.nowhere;
+    show(summary(tip, say), done, done);
     app.canvas?.setDirty(true, true);
   });
   const ask = async () => {
@@ -47,18 +49,19 @@ export function addPreset(node, app, api) {
     if (name === asked) return;
     asked = name;
     tip = null;
-    show(name ? "reading the file \u2026" : "no LoRA chosen");
+    show(name ? say.reading : say.unchosen);
     if (!name) return;
     let answer;
     try {
       answer = await (await api.fetchApi(`/tcd/lora?name=${encodeURIComponent(name)}`)).json();
     } catch {
-      answer = { error: "the server does not answer" };
+      answer = { error: say.silent };
     }
     if (name !== asked) return;
     tip = answer.advice ?? null;
-    if (tip) show(summary(tip), `${tip.title}: ${tip.note}`, `${tip.note}\n${tip.source}`);
-    else show(answer.error ?? "no settings known for this file", answer.base ?? "", answer.error ?? "");
+    const note = say.told(tip?.note ?? answer.error ?? "");
+    if (tip) show(summary(tip, say), `${tip.title}: ${note}`, `${note}\n${tip.source}`);
+    else show(note || say.unknown, answer.base ?? "", note);
   };
   const chosen = widget(node, "lora_name");
   if (chosen) chain(chosen, "callback", ask);

@@ -10,7 +10,7 @@ const SHOWN = {
   TCD_Sampler: (node) => addDrawing(node, app),
   TCD_Settings: (node) => addDrawing(node, app),
   TCD_LoraLoader: (node) => addPreset(node, app, api),
-  TCD_Distill: (node) => addTraining(node, api),
+  TCD_Distill: (node) => addTraining(node, app, api),
 };
 
 // The page calls a message of a kind that nobody listens to an error, also where no panel is in the graph.

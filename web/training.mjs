@@ -1,6 +1,7 @@
 // On TCD Distill: how the run goes, while it runs and after; also after the page was loaded anew.
 import { addDisplay, chain, COLOUR, frame, html, stretched, stroke } from "./elements.mjs";
 import { value } from "./graph.mjs";
+import { words } from "./words.mjs";
 
 export const EVENT = "tcd.distill";
 const CHART = 64;
@@ -13,13 +14,13 @@ export function clock(seconds) {
   return h ? `${h}:${pad(m)}:${pad(s)}` : `${m}:${pad(s)}`;
 }
 
-/** "120 / 1000  loss 0.0123  3.2 samples/s  4:10 left", of what is known. */
-export function facts(run) {
+/** "120 / 1000  loss 0.0123  3.2 samples/s  4:10 left", of what is known, in `say`'s language. */
+export function facts(run, say) {
   const found = [`${run.step} / ${run.steps}`];
-  if (run.loss !== null) found.push(`loss ${run.loss.toPrecision(3)}`);
-  const busy = run.state === "training" || run.state === "validating";
-  if (busy && run.samples_per_second !== null) found.push(`${run.samples_per_second.toPrecision(3)} samples/s`);
-  if (busy && run.seconds_left !== null) found.push(`${clock(run.seconds_left)} left`);
+  if (run.loss !== null) found.push(`${say.loss} ${run.loss.toPrecision(3)}`);
+  const busy = run.state === "training";
+  if (busy && run.samples_per_second !== null) found.push(say.speed(run.samples_per_second.toPrecision(3)));
+  if (busy && run.seconds_left !== null) found.push(say.left(clock(run.seconds_left)));
   return found;
 }
 
@@ -45,7 +46,7 @@ export function concerns(run, id, name) {
   return String(run.node).split(":").at(-1) === String(id) && run.run === name;
 }
 
-function chart(run) {
+function chart(run, say) {
   const losses = run.losses.filter(([, loss]) => loss > 0);
   if (losses.length < 2) return null;
   const values = losses.map(([, loss]) => loss);
@@ -53,8 +54,8 @@ function chart(run) {
   const label = { color: COLOUR.muted, fontSize: "9px", lineHeight: "9px" };
   return html("div", { style: { display: "flex", gap: "6px", marginTop: "6px" }, "data-tcd": "loss" },
     html("div", { style: { ...label, display: "flex", flexDirection: "column", justifyContent: "space-between", textAlign: "right" },
-      title: "loss, on a logarithmic scale; the strong line is the mean of nine points" },
-      html("span", {}, range[1].toPrecision(2)), html("span", {}, "loss"), html("span", {}, range[0].toPrecision(2))),
+      title: say.scale },
+      html("span", {}, range[1].toPrecision(2)), html("span", {}, say.loss), html("span", {}, range[0].toPrecision(2))),
     html("div", { style: { flex: "1", minWidth: "0" } }, stretched(1000, 100, CHART,
       ...[5, 50, 95].map((y) => stroke(`M0 ${y}H1000`, COLOUR.line, 1, { opacity: 0.6 })),
       stroke(curve(losses, range, run.steps), COLOUR.down, 1, { opacity: 0.35 }),
@@ -87,7 +88,8 @@ function open(element, source, title) {
   dialog.showModal();
 }
 
-export function addTraining(node, api) {
+export function addTraining(node, app, api) {
+  const say = words(app);
   const head = html("div");
   const pictures = html("div");
   const element = frame();
@@ -110,7 +112,7 @@ export function addTraining(node, api) {
     if (!image) return pictures.replaceChildren();
     const query = new URLSearchParams({ filename: image.filename, subfolder: image.subfolder, type: image.type });
     const source = api.apiURL(`/view?${query}`);
-    const title = `step ${image.step}`;
+    const title = say.picture(image.step);
     const tabs = images.map((found) => html("button", {
       type: "button",
       style: { border: `1px solid ${found === image ? COLOUR.down : COLOUR.line}`, borderRadius: "4px", padding: "0 5px",
@@ -123,29 +125,30 @@ export function addTraining(node, api) {
     }, String(found.step)));
     pictures.replaceChildren(
       html("div", { style: { display: "flex", gap: "4px", margin: "6px 0 4px", overflowX: "auto", whiteSpace: "nowrap" } },
-        html("span", { style: { color: COLOUR.muted, fontSize: "10px" } }, "pictures at step"), ...tabs),
-      html("img", { src: source, alt: title, title: `${title}; click to enlarge`, "data-tcd": "picture",
+        html("span", { style: { color: COLOUR.muted, fontSize: "10px" } }, say.pictures), ...tabs),
+      html("img", { src: source, alt: title, title: `${title}: ${say.enlarge}`, "data-tcd": "picture",
         style: { display: "block", width: "100%", height: `${PICTURE}px`, objectFit: "contain", cursor: "zoom-in" },
         onclick: () => open(element, source, title) }),
     );
   };
   const draw = () => {
     if (!run) {
-      head.replaceChildren(html("span", { style: { color: COLOUR.muted } }, "The loss and pictures of the run appear here."));
+      head.replaceChildren(html("span", { style: { color: COLOUR.muted } }, say.empty));
       return;
     }
     const colour = { done: COLOUR.good, failed: COLOUR.bad, stopped: COLOUR.up }[run.state] ?? COLOUR.down;
+    const message = say.told(run.message);
     const share = Math.min(100, (100 * run.step) / Math.max(run.steps, 1));
     head.replaceChildren(
       html("div", { style: { display: "flex", gap: "8px", whiteSpace: "nowrap", overflow: "hidden" }, "data-tcd": "facts" },
-        html("b", { style: { color: colour } }, run.state),
-        ...facts(run).map((text) => html("span", {}, text))),
+        html("b", { style: { color: colour } }, say.states[run.state] ?? run.state),
+        ...facts(run, say).map((text) => html("span", {}, text))),
       html("div", { style: { height: "4px", borderRadius: "2px", background: COLOUR.line, marginTop: "5px" } },
         html("div", { style: { height: "4px", borderRadius: "2px", background: colour, width: `${share}%` } })),
-      run.message ? html("div", { title: run.message,
+      message ? html("div", { title: message,
         style: { color: COLOUR.muted, marginTop: "3px", overflow: "hidden", textOverflow: "ellipsis", whiteSpace: "nowrap" } },
-        run.message) : "",
-      chart(run) ?? "");
+        message) : "",
+      chart(run, say) ?? "");
     drawPictures();
   };
   const show = (found) => {

@@ -1,11 +1,12 @@
 import assert from "node:assert/strict";
+import { readdirSync, readFileSync } from "node:fs";
 import { test } from "node:test";
 import { describe, paths } from "../../web/drawing.mjs";
 import { downstream, receivers, stepsFor } from "../../web/graph.mjs";
 import { apply, summary } from "../../web/preset.mjs";
 import { plan, timesteps } from "../../web/steps.mjs";
 import { clock, concerns, curve, facts, smooth } from "../../web/training.mjs";
-import { WORDS, words } from "../../web/words.mjs";
+import { TOLD, translated, WORDS, words } from "../../web/words.mjs";
 
 const draw = (gamma, order = "1") => paths(plan(timesteps(4), { gamma, order }));
 
@@ -65,15 +66,40 @@ test("the drawing says whether the sampler goes by the timesteps it shows", () =
   assert.equal(stepsFor(make("TCD_KSampler", { gamma: 0.5, steps: 3 })).grid, true);
 });
 
-test("the drawing names its schedule in each language, and English is there for the others", () => {
+test("each language has every word, and English is there for the others", () => {
   const page = (locale) => ({ extensionManager: { setting: { get: () => locale } } });
   const [first, ...others] = Object.values(WORDS);
-  for (const say of others) assert.deepEqual(Object.keys(say), Object.keys(first));
+  const text = (word) => (typeof word === "function" ? word(2, 3, 4, 5, 6) : JSON.stringify(word));
+  for (const say of others) {
+    assert.deepEqual(Object.keys(say), Object.keys(first));
+    assert.deepEqual(Object.keys(say.states), Object.keys(first.states));
+    for (const [name, word] of Object.entries(say)) assert.match(text(word), /[\u3040-\u30ff\u4e00-\u9fff、，]/, name);
+  }
   for (const say of Object.values(WORDS)) assert.match(say.schedule, /SD/);
-  assert.equal(new Set(Object.values(WORDS).map((say) => say.schedule)).size, 3);
-  assert.equal(words(page("ja")), WORDS.ja);
-  assert.equal(words(page("fr")), WORDS.en);
-  assert.equal(words({}), WORDS.en);
+  assert.equal(words(page("ja")).schedule, WORDS.ja.schedule);
+  assert.equal(words(page("fr")).schedule, WORDS.en.schedule);
+  assert.equal(words({}).schedule, WORDS.en.schedule);
+});
+
+test("no word is left over", () => {
+  const web = new URL("../../web/", import.meta.url);
+  const files = readdirSync(web).filter((name) => name.endsWith(".mjs") && name !== "words.mjs");
+  const code = files.map((name) => readFileSync(new URL(name, web), "utf-8")).join("");
+  assert.deepEqual(Object.keys(WORDS.en).filter((name) => !code.includes(`say.${name}`)), []);
+});
+
+test("what the server says is translated, and what is not known stays", () => {
+  assert.deepEqual(Object.keys(TOLD.zh), Object.keys(TOLD.ja));
+  const gaps = (text) => text.split("...").length;
+  for (const told of Object.values(TOLD)) {
+    for (const [template, other] of Object.entries(told)) assert.equal(gaps(other), gaps(template), template);
+  }
+  const plan = "batch 2 x 1, everything kept, 0.25 GiB for training";
+  assert.match(translated(TOLD.zh, plan), /2 x 1.*0\.25 GiB/);
+  assert.notEqual(translated(TOLD.zh, plan), plan);
+  assert.equal(translated(TOLD.ja, "saved as loras/a.b.safetensors"), "loras/a.b.safetensors に保存しました");
+  assert.match(translated(TOLD.ja, "s was near in training; guidance cfg 4 to 9 is built in"), /near.*4.*9/);
+  assert.equal(translated(TOLD.zh, "CUDA out of memory"), "CUDA out of memory");
 });
 
 test("each step says where it goes", () => {
@@ -106,11 +132,12 @@ test("a preset with nothing to set changes nothing", () => {
 });
 
 test("what is said of a preset and of a run", () => {
-  assert.equal(summary({ steps: 1, cfg: 1, gamma: 1, strength: 0.125 }), "strength 0.125, 1 step, cfg 1, gamma 1");
+  assert.equal(summary({ steps: 1, cfg: 1, gamma: 1, strength: 0.125 }, WORDS.en), "strength 0.125, 1 step, cfg 1, gamma 1");
   assert.deepEqual([59, 61, 3725.9].map(clock), ["0:59", "1:01", "1:02:05"]);
   const run = { step: 5, steps: 10, state: "training", loss: 0.12345, samples_per_second: 3.21, seconds_left: 61 };
-  assert.deepEqual(facts(run), ["5 / 10", "loss 0.123", "3.21 samples/s", "1:01 left"]);
-  assert.deepEqual(facts({ ...run, state: "done", loss: null }), ["5 / 10"]);
+  assert.deepEqual(facts(run, WORDS.en), ["5 / 10", "loss 0.123", "3.21 samples/s", "1:01 left"]);
+  assert.deepEqual(facts(run, WORDS.zh), ["5 / 10", "损失 0.123", "3.21 样本/秒", "剩余 1:01"]);
+  assert.deepEqual(facts({ ...run, state: "done", loss: null }, WORDS.en), ["5 / 10"]);
 });
 
 test("a run belongs to the node with its id and its name", () => {
