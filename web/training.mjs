@@ -72,6 +72,11 @@ function open(element, source, title) {
       width: "80vw", maxWidth: "92vw", maxHeight: "92vh", overflow: "auto", cursor: "zoom-out" },
     onclick: () => dialog.close(),
     onclose: () => dialog.remove(),
+    onkeydown: (event) => {
+      if (event.key !== "Escape") return;
+      event.stopPropagation(); // some pages take the key for themselves, and the dialog would stay
+      dialog.close();
+    },
     onwheel: (event) => {
       event.preventDefault();
       event.stopPropagation();

@@ -8,13 +8,13 @@ const run = {
   settings: "validate_every = 50\nvalidation_prompts = 2\ntrajectories = 16",
 };
 const facts = () => page.locator('[data-tcd="facts"]').innerText();
-const look = () => page.evaluate(() => {
+const look = (type) => page.evaluate((type) => {
   const { canvas, graph } = window.app;
-  const node = graph._nodes.find((found) => found.comfyClass === "TCD_Distill");
+  const node = graph._nodes.find((found) => found.comfyClass === type);
   canvas.ds.scale = 0.8;
   canvas.ds.offset = [200 - node.pos[0], 140 - node.pos[1]];
   canvas.setDirty(true, true);
-});
+}, type);
 
 await load();
 await openTemplate("tcd-distill-your-checkpoint");
@@ -43,7 +43,7 @@ await page.evaluate((run) => {
   set(texts[0], { text: "happy person, red hair" });
   set(distill, run);
 }, run);
-await look();
+await look("TCD_Distill");
 await command("Comfy.QueuePrompt");
 await page.waitForSelector('[data-tcd="training"] [data-tcd="loss"]');
 seen.training = await facts();
@@ -67,12 +67,13 @@ await page.mouse.wheel(0, -200);
 seen.zoom = await page.locator('dialog[data-tcd="zoom"] img').evaluate((image) => image.style.width);
 await shot("zoom");
 await page.keyboard.press("Escape");
+seen.closed = (await page.locator('dialog[data-tcd="zoom"]').count()) === 0;
 await setting("Comfy.ColorPalette", "light");
 await shot("distill-light");
-await command("Comfy.Canvas.FitView"); // a node off the view does not load its pictures
+await look("SaveImage"); // out of view, a node does not load its pictures
 seen.student = await pictures("SaveImage");
 await shot("distill-student");
-await look();
+await look("TCD_Distill");
 await setting("Comfy.VueNodes.Enabled", true);
 await page.waitForTimeout(1500);
 await shot("distill-vue");
