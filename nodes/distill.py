@@ -159,6 +159,7 @@ def distil(
         train(
             config, backbone, cond, uncond, folder, shards=shards, on_step=monitor, quiet=True,
             metadata=metadata, free=free_memory, on_plan=monitor.planned,
+            on_pairs=monitor.drawing,
         )  # fmt: skip
 
 

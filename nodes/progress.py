@@ -53,6 +53,11 @@ class Monitor:
         self.bar.update_absolute(step, self.config.steps, preview)
         comfy.model_management.throw_exception_if_processing_interrupted()
 
+    def drawing(self, done: int, steps: int) -> None:
+        """The teacher makes the pairs of the next steps."""
+        self.message = f"the teacher draws what comes next: step {done} of {steps}"
+        self.send()
+
     def planned(self, plan: str) -> None:
         """What the training needs and how it was made to fit: shown from now on."""
         self.plan = self.message = plan

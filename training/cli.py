@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -131,12 +132,26 @@ def run(args: argparse.Namespace) -> int:
             metadata=opened.metadata,
             crew=crew,
             on_plan=lambda text: print(f"plan: {text}", file=sys.stderr) if crew.first else None,
+            on_pairs=Drawing() if crew.first else lambda done, steps: None,
         )
     if not crew.first:
         return 0
     best = "" if outcome.best is None else f", best validation {outcome.best:.4f} at step {outcome.best_step}"
     print(f"done: {outcome.steps} steps, loss {outcome.loss:.5f}{best}: {args.out / LORA}")
     return 0
+
+
+class Drawing:
+    """Says how far the teacher is with the pairs of the next steps, where that takes long."""
+
+    def __init__(self) -> None:
+        self.shown = time.monotonic()
+
+    def __call__(self, done: int, steps: int) -> None:
+        now = time.monotonic()
+        if now - self.shown >= 10:
+            print(f"the teacher draws what comes next: step {done} of {steps}", file=sys.stderr)
+            self.shown = now
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -53,9 +53,19 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed % 2**63)
 
 
+OnPairs = Callable[[int, int], None]
+"""`on_pairs(done, steps)` while the teacher draws: so many of the steps of its trajectories are done."""
+
+
 @torch.no_grad()
 def roll_out(
-    backbone: Backbone, cond: Cond, uncond: Cond, grid: TimeGrid, w: Tensor, noise: Tensor
+    backbone: Backbone,
+    cond: Cond,
+    uncond: Cond,
+    grid: TimeGrid,
+    w: Tensor,
+    noise: Tensor,
+    on_step: OnPairs = lambda done, steps: None,
 ) -> dict[str, Tensor]:
     """The guided teacher's DDIM trajectories over the whole grid, from `noise [T, ...]`, with guidance `w
     [T]`.
@@ -79,6 +89,7 @@ def roll_out(
         ):
             kept[name].append(value)
         x = tcf1(*guided(on, off, w), down.level)
+        on_step(grid.n - n + 1, grid.n)
     return {name: torch.cat(values) for name, values in kept.items()}
 
 
@@ -101,12 +112,14 @@ class Trajectories:
         w_range: tuple[float, float],
         keep_teacher: bool = True,
         crew: Crew = ALONE,
+        on_pairs: OnPairs = lambda done, steps: None,
     ) -> None:
         if size(prompts) == 0:
             raise ValueError("the prompt list is empty; give at least one prompt")
         self.backbone, self.prompts, self.uncond, self.grid = backbone, prompts, uncond, grid
         self.folder, self.seed, self.trajectories, self.reuse = folder, seed, trajectories, reuse
         self.w_range, self.keep_teacher, self.crew = w_range, keep_teacher, crew
+        self.on_pairs = on_pairs
         self.device = next(iter(prompts.values())).device
         self._made_from = {
             "seed": str(seed),
@@ -178,7 +191,8 @@ class Trajectories:
         w = low + (high - low) * torch.rand(self.trajectories, generator=draw, dtype=torch.float64)
         mine = self.crew.rows(self.trajectories)
         cond = take(self.prompts, self._prompts_of(shard)[mine])
-        rolled = roll_out(self.backbone, cond, self.uncond, self.grid, w[mine], noise[mine].to(self.device))
+        z, w = noise[mine].to(self.device), w[mine]
+        rolled = roll_out(self.backbone, cond, self.uncond, self.grid, w, z, self.on_pairs)
         kept = {k: v.cpu() for k, v in rolled.items() if self.keep_teacher or not k.startswith("x0_")}
         by_time = {k: v.unflatten(0, (self.grid.n, len(mine))) for k, v in kept.items()}
         data = {k: self.crew.gathered(v, self.trajectories).flatten(0, 1) for k, v in by_time.items()}

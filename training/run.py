@@ -16,7 +16,7 @@ from .config import DistillConfig
 from .distill import Outcome, distill, student_on
 from .memory import GIB, SMALLER, Needs, Plan, fitting, free_memory, kept_by, plans, recomputed, state_bytes
 from .objective import Batch, TimeGrid, draw_times, tcd_loss
-from .pairs import CachedLatents, Source, Trajectories, generator
+from .pairs import CachedLatents, OnPairs, Source, Trajectories, generator
 from .processes import ALONE, Crew
 from .report import Validation
 
@@ -39,6 +39,7 @@ def train(
     crew: Crew = ALONE,
     free: Free = free_memory,
     on_plan: Callable[[str], None] = lambda text: None,
+    on_pairs: OnPairs = lambda done, steps: None,
 ) -> Outcome:
     """Distil `backbone` into `folder`: from `prompts` alone, or from the pictures in `shards`. See `distill`
     for errors.
@@ -46,7 +47,8 @@ def train(
     `prompts` also feed the validation; `uncond [1, ...]` is what guidance pushes away from. Each process of a
     `crew` does its share of the work on its own copy of `backbone`.
     A plan is made for the memory that is `free`, and `on_plan` told; out of memory all the same, the run goes
-    on with the next smaller one. MemoryError where that is not enough.
+    on with the next smaller one. MemoryError where that is not enough. `on_pairs` is told how far the teacher
+    has got with the pairs of the next steps, which takes minutes for a large model; it may raise to stop.
     """
     if size(prompts) == 0:
         raise ValueError("the prompt list is empty; give at least one prompt")
@@ -60,7 +62,7 @@ def train(
             return distill(
                 plan.applied(config),
                 student,
-                source_of(config, parts, prompts, uncond, grid, folder, shards, crew),
+                source_of(config, parts, prompts, uncond, grid, folder, shards, crew, on_pairs),
                 uncond,
                 grid,
                 folder,
@@ -102,6 +104,7 @@ def source_of(
     folder: Path,
     shards: Sequence[Path] | None,
     crew: Crew,
+    on_pairs: OnPairs = lambda done, steps: None,
 ) -> Source:
     """The teacher's own trajectories, or the pictures in `shards`."""
     if shards is not None:
@@ -109,7 +112,7 @@ def source_of(
     return Trajectories(
         backbone, prompts, uncond, grid, folder, seed=config.seed, trajectories=config.trajectories,
         reuse=config.reuse, w_range=(config.w_min, config.w_max), keep_teacher=config.cache_teacher,
-        crew=crew,
+        crew=crew, on_pairs=on_pairs,
     )  # fmt: skip
 
 

@@ -318,6 +318,18 @@ def embedded(name: str, prompts: str, **other: Any) -> dict[str, Any]:
     return {"lora": dict(lora), "path": path, "losses": [float(x) for x in losses["loss"]], "image": image}
 
 
+def messages(kind: str, name: str) -> list[str]:
+    """All that the panel is told of a run in words."""
+    monitor, told = pack("progress").Monitor, []
+    real = monitor.send
+    monitor.send = lambda self, force=False: (told.append(self.message), real(self, force))[1]
+    try:
+        run("TCD_Distill", **given(kind, name))
+    finally:
+        monitor.send = real
+    return told
+
+
 def latest(node_id: str) -> Any:
     return pack("progress").latest(node_id)
 

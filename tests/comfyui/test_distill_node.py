@@ -218,6 +218,13 @@ def test_images_to_images_are_refused(inside: Inside):
     assert "IMG_TO_IMG" in inside("refused", kind="image to image", name="edit")["error"]
 
 
+def test_the_page_is_told_how_far_the_teacher_is(inside: Inside):
+    told = inside("messages", kind="epsilon", name="drawing")
+    drawn = [text for text in told if "the teacher draws" in text]
+    assert [text.partition("step ")[2] for text in drawn] == [f"{i} of 10" for i in range(1, 11)]
+    assert "teacher" not in told[-1]
+
+
 def test_what_the_page_is_told(inside: Inside):
     inside("distilled", kind="sd3", name="panel")
     told = inside("latest", node_id="7")

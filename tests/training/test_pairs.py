@@ -16,6 +16,7 @@ from comfyui_tcd.training.checkpoint import load_tensors, save_tensors
 from comfyui_tcd.training.objective import TimeGrid, solver_step, teacher_predictor
 from comfyui_tcd.training.pairs import (
     CachedLatents,
+    OnPairs,
     Pairs,
     Trajectories,
     eps_of,
@@ -127,6 +128,26 @@ def test_cached_and_asked_teachers_are_at_the_same_states(tmp_path: Path):
     assert not [k for k in load_tensors(shard)[0] if k.startswith("x0_")]
 
 
+def test_it_says_how_far_the_teacher_is_and_can_be_stopped_there(tmp_path: Path):
+    told: list[tuple[int, int]] = []
+
+    def stop(done: int, steps: int) -> None:
+        told.append((done, steps))
+        if done == 2:
+            raise KeyboardInterrupt
+
+    stopped = data_free(TinyUNet(), settings(), tmp_path, on_pairs=stop)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.batch(0, 4, EVERY)
+    n = stopped.grid.n
+    assert told == [(1, n), (2, n)] and not list((tmp_path / "pairs").glob("*"))
+    told.clear()
+    whole = data_free(TinyUNet(), settings(), tmp_path, on_pairs=lambda *at: told.append(at))
+    whole.batch(0, 4, EVERY)
+    whole.batch(1, 4, EVERY)
+    assert told == [(i, n) for i in range(1, n + 1)]
+
+
 def test_trajectories_run_with_w_in_its_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[Tensor] = []
 
@@ -137,9 +158,10 @@ def test_trajectories_run_with_w_in_its_range(tmp_path: Path, monkeypatch: pytes
         of: TimeGrid,
         w: Tensor,
         noise: Tensor,
+        on_step: OnPairs,
     ):
         seen.append(w)
-        return roll_out(backbone, cond, un, of, w, noise)
+        return roll_out(backbone, cond, un, of, w, noise, on_step)
 
     monkeypatch.setattr(module, "roll_out", spy)
     data_free(TinyUNet(), settings(trajectories=40, w_min=2.0, w_max=3.0), tmp_path).batch(0, 4, EVERY)

@@ -16,7 +16,7 @@ from comfyui_tcd.training.checkpoint import load_tensors
 from comfyui_tcd.training.config import DistillConfig
 from comfyui_tcd.training.distill import CHECKPOINT, LORA, Outcome, Student, distill, student_on
 from comfyui_tcd.training.objective import TimeGrid
-from comfyui_tcd.training.pairs import Source, Trajectories, digest
+from comfyui_tcd.training.pairs import OnPairs, Source, Trajectories, digest
 from comfyui_tcd.training.processes import ALONE, Crew
 
 
@@ -144,7 +144,12 @@ def grid_of(backbone: Any, config: DistillConfig) -> TimeGrid:
 
 
 def data_free(
-    backbone: TinyUNet, config: DistillConfig, folder: Path, count: int = 3, crew: Crew = ALONE
+    backbone: TinyUNet,
+    config: DistillConfig,
+    folder: Path,
+    count: int = 3,
+    crew: Crew = ALONE,
+    on_pairs: OnPairs = lambda done, steps: None,
 ) -> Trajectories:
     """The source that a run with prompts only has."""
     return Trajectories(
@@ -159,6 +164,7 @@ def data_free(
         w_range=(config.w_min, config.w_max),
         keep_teacher=config.cache_teacher,
         crew=crew,
+        on_pairs=on_pairs,
     )
 
 
