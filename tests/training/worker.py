@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import peft  # noqa: F401  # pyright: ignore[reportUnusedImport]  (here once, not in each run)
 import torch
 import torch.distributed as dist
 
@@ -26,10 +27,12 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 import conftest  # noqa: E402, F401  # pyright: ignore[reportUnusedImport]  (names the pack)
 from tiny import Stop, TinyUNet, run, settings, stop_at  # noqa: E402
 
-from comfyui_tcd.training.checkpoint import load_tensors  # noqa: E402
+from comfyui_tcd.training.checkpoint import load_tensors, save_tensors  # noqa: E402
 from comfyui_tcd.training.config import DistillConfig  # noqa: E402
 from comfyui_tcd.training.distill import CHECKPOINT, LORA  # noqa: E402
 from comfyui_tcd.training.processes import Crew  # noqa: E402
+
+KILLS = 20
 
 
 def fork(action: Callable[[], object]) -> int:
@@ -70,16 +73,16 @@ def saved(path: Path, times: int, pid: int) -> None:
 
 
 def kill(folder: Path) -> dict[str, Any]:
-    """SIGKILL at random moments, until the run has got through."""
-    config = settings(steps=30, save_every=1, batch=2, target="ema", student="tcfs")
+    """SIGKILL at random moments: before the first checkpoint, while one is written, between two."""
+    config = settings(steps=60, save_every=1, batch=2, target="ema", student="tcfs")
     began = time.monotonic()
     finished(fork(partial(run, config, folder / "whole")))
     step = (time.monotonic() - began) / config.steps
     kills, steps = 0, [0]
     chance = random.Random(0)
-    while kills < 6:
+    while kills < KILLS:
         pid = fork(partial(run, config, folder / "killed"))
-        saved(folder / "killed" / CHECKPOINT, chance.randint(1, 3), pid)
+        saved(folder / "killed" / CHECKPOINT, chance.randint(0, 3), pid)
         time.sleep(step * chance.random())
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
@@ -91,6 +94,32 @@ def kill(folder: Path) -> dict[str, Any]:
         assert not loras.exists() or load_tensors(loras)
     finished(fork(partial(run, config, folder / "killed")))
     return {"kills": kills, "steps": steps}
+
+
+def published(path: Path) -> None:
+    """A LoRA over the last one, again and again, as a node puts it into the loras folder."""
+    while True:
+        version = int(load_tensors(path)[1]["version"]) + 1 if path.exists() else 0
+        tensors = {f"layer {i}": torch.full((2**19,), float(version)) for i in range(4)}
+        save_tensors(path, tensors, {"version": str(version)})
+
+
+def publish(folder: Path) -> dict[str, Any]:
+    """SIGKILL at random moments while a LoRA is saved: the versions that it is found in, and what else."""
+    path, versions = folder / LORA, [0]
+    chance = random.Random(0)
+    for _ in range(KILLS):
+        pid = fork(partial(published, path))
+        saved(path, chance.randint(1, 3), pid)
+        time.sleep(0.02 * chance.random())
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        tensors, metadata = load_tensors(path)
+        versions.append(int(metadata["version"]))
+        assert len(tensors) == 4 and all(bool((v == versions[-1]).all()) for v in tensors.values())
+    names = [p.name for p in folder.iterdir()]
+    listed = [name for name in names if name.endswith(".safetensors")]
+    return {"versions": versions, "listed": listed, "cut": len(names) - len(listed)}
 
 
 def limited(config: DistillConfig, folder: Path, begin: int, limit: int, answer: int) -> None:
@@ -177,6 +206,8 @@ def crew(folder: Path) -> dict[str, Any]:
     return {"lost at": step}
 
 
+SCENES = {"kill": kill, "publish": publish, "full": full, "crew": crew}
+
 if __name__ == "__main__":
     torch.set_num_threads(1)  # a process of several threads must not fork
-    sys.stdout.write(json.dumps({"kill": kill, "full": full, "crew": crew}[sys.argv[2]](Path(sys.argv[1]))))
+    sys.stdout.write(json.dumps(SCENES[sys.argv[2]](Path(sys.argv[1]))))
