@@ -112,12 +112,28 @@ def sampled(patcher: Any, kind: str, steps: int = 4) -> Tensor:
     )[0]["samples"]  # fmt: skip
 
 
-def distilled(kind: str, name: str, **other: Any) -> dict[str, Any]:
+def dressed(kind: str) -> Any:
+    """A MODEL as it comes from other nodes: a style LoRA's patch on a weight, a patch of the attention as of
+    an IP-Adapter, a wrapper of the model's function.
+    """
+    patcher = base(kind).clone()
+    weights = dict(patcher.model.diffusion_model.named_parameters())
+    name = next(n for n, w in weights.items() if "blocks" in n and w.ndim == 2)
+    style = torch.randn(weights[name].shape, generator=torch.Generator().manual_seed(8)) / 10
+    assert patcher.add_patches({f"diffusion_model.{name}": ("diff", (style,))}, 0.7)
+    patcher.set_model_attn2_output_patch(lambda out, options: out * 1.2)
+    patcher.set_model_unet_function_wrapper(
+        lambda apply, given: 0.9 * apply(given["input"], given["timestep"], **given["c"])
+    )
+    return patcher
+
+
+def distilled(kind: str, name: str, patched: bool = False, **other: Any) -> dict[str, Any]:
     """A run through the node, and all that can be seen of it."""
     import comfy.sd
     import comfy.utils
 
-    patcher = base(kind).clone()
+    patcher = dressed(kind) if patched else base(kind).clone()
     before, plain = state(patcher), sampled(patcher, kind)
     found = state(patcher)
     model, lora, path, image, losses = run("TCD_Distill", **given(kind, name, patcher=patcher, **other))
@@ -251,11 +267,12 @@ def rows(kind: str, count: int = 3) -> dict[str, Any]:
     return {}
 
 
-def guided_like_the_host(kind: str) -> dict[str, Tensor]:
+def guided_like_the_host(kind: str, patched: bool = False) -> dict[str, Tensor]:
     """x0 of one prompt by the bridge, and by the host's own path of a sampling."""
     import comfy.samplers
 
-    opening = opened(kind, 1)
+    patcher = dressed(kind) if patched else base(kind).clone()
+    opening = opened(kind, 1, patcher)
     made, cond, _ = next(opening)
     now = made.schedule.point(torch.tensor([0.6 if made.flow else 599.0], dtype=torch.float64))
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -263,7 +280,6 @@ def guided_like_the_host(kind: str) -> dict[str, Tensor]:
         ours = made.predictor(cond)(x, now, now)[0]
     alpha, sigma = (float(v) for v in now.level)
     opening.close()
-    patcher = base(kind).clone()
     state_ = x if made.flow else x / alpha
     level = sigma if made.flow else sigma / alpha
     guider = comfy.samplers.CFGGuider(patcher)

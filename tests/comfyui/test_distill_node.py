@@ -84,6 +84,17 @@ def test_the_bridge_says_what_the_hosts_sampling_says(inside: Inside, kind: str)
     assert near(found["ours"], found["host"], 1e-5)
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "sdxl", "flux"])
+def test_what_other_nodes_put_on_the_model_stays_in_the_teacher(inside: Inside, kind: str):
+    """And in the student, whose LoRA holds none of it."""
+    plain, teacher = (inside("guided_like_the_host", kind=kind, patched=p) for p in (False, True))
+    assert near(teacher["ours"], teacher["host"], 1e-5) and not near(teacher["host"], plain["host"], 1e-2)
+    found = inside("distilled", kind=kind, name=f"dressed {kind}", patched=True)
+    assert found["changed by training"] == [] and torch.equal(found["plain"], found["again"])
+    assert near(found["core"], found["student"]) and near(found["memory"], found["student"])
+    assert not torch.equal(found["plain"], found["student"])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_x0_and_eps_are_those_of_the_state(inside: Inside, kind: str):
     found = inside("rows", kind=kind)
