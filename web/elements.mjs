@@ -66,7 +66,7 @@ const MARGIN = 8; // pixels around a widget's element, within the widget's heigh
 export function addDisplay(node, name, element, height) {
   const outer = () => height() + 2 * MARGIN;
   const widget = node.addDOMWidget(name, "tcd-display", html("div", {}, element), {
-    serialize: false, hideOnZoom: false, getValue: () => "", setValue: () => {},
+    serialize: false, hideOnZoom: false, hideInPanel: true, getValue: () => "", setValue: () => {},
     margin: MARGIN, getMinHeight: outer, getMaxHeight: outer,
   });
   widget.serialize = false;

@@ -30,7 +30,7 @@ export function addPreset(node, app, api) {
   element.append(html("div", { style: { display: "flex", gap: "8px", alignItems: "center", height: "32px" } }, text, button));
   addDisplay(node, "tcd_preset", element, () => 46);
 
-  let [tip, asked] = [null, undefined];
+  let [tip, asked] = [null, null];
   const show = (first, second = "", title = "") => {
     const line = { overflow: "hidden", textOverflow: "ellipsis", whiteSpace: "nowrap" };
     text.replaceChildren(html("div", { style: line }, first),
@@ -45,7 +45,7 @@ export function addPreset(node, app, api) {
     app.canvas?.setDirty(true, true);
   });
   const ask = async () => {
-    const name = value(node, "lora_name");
+    const name = value(node, "lora_name", ""); // there may be none to choose
     if (name === asked) return;
     asked = name;
     tip = null;

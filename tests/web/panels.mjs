@@ -48,6 +48,13 @@ const prompt = () => page.evaluate(async () => {
 });
 seen.prompt = await prompt();
 
+seen.unchosen = await page.evaluate(async () => {
+  const node = window.LiteGraph.createNode("TCD_LoraLoader");
+  node.widgets.find((widget) => widget.name === "lora_name").value = undefined; // as without any LoRA
+  await new Promise((done) => setTimeout(done, 100));
+  const { element } = node.widgets.at(-1);
+  return [element.textContent, element.querySelector("button").style.display];
+});
 seen.schedule = await page.locator('[data-tcd="schedule"]').first().innerText();
 
 await shot("dark");
@@ -97,7 +104,19 @@ const help = async (language, name) => {
     return { titles: all("h1"), parts: all("h2"), items: all("li"), raw: /\*\*|^#/m.test(panel.innerText) };
   }, inputs);
 };
-seen.help = { en: await help("en", "help"), ja: await help("ja", "help-ja") };
+seen.help = { en: await help("en", "help") };
+
+// Newer pages list a node's widgets beside the graph too, and one that they cannot show there got the list's width.
+const width = () => page.locator('[data-tcd="drawing"]').first().evaluate((frame) => frame.offsetWidth);
+seen.widths = [await width()];
+const list = page.getByText("Parameters", { exact: true }).first();
+if (await list.count()) await list.click();
+await page.waitForTimeout(1000);
+await page.evaluate(() => window.app.canvas.setDirty(true, true));
+await shot("list");
+seen.widths.push(await width());
+
+seen.help.ja = await help("ja", "help-ja");
 await page.waitForSelector('[data-tcd="preset"] button:visible');
 seen.translated = {};
 for (const name of ["drawing", "preset", "training"]) {
