@@ -108,6 +108,7 @@ export const TOLD = {
     "encoding the prompts, the teacher's first trajectories": "正在编码提示词，生成教师模型的第一批轨迹",
     "batch ... x ..., everything kept, ... GiB for training": "批次 ... x ...，保留全部中间结果，训练需要 ... GiB",
     "batch ... x ..., blocks recomputed, ... GiB for training": "批次 ... x ...，重新计算各模块，训练需要 ... GiB",
+    "the teacher draws what comes next: step ... of ...": "教师模型正在生成后续样本：第 ... 步，共 ... 步",
     "stopped; queue it again to go on": "已停止；再次运行即可继续",
     "saved as loras/...": "已保存为 loras/...",
     "there is no LoRA ... in models/loras; refresh the page's node definitions":
@@ -127,6 +128,7 @@ export const TOLD = {
     "encoding the prompts, the teacher's first trajectories": "プロンプトのエンコードと、教師モデルの最初の軌道の生成",
     "batch ... x ..., everything kept, ... GiB for training": "バッチ ... x ...、途中結果をすべて保持、学習に ... GiB",
     "batch ... x ..., blocks recomputed, ... GiB for training": "バッチ ... x ...、ブロックを再計算、学習に ... GiB",
+    "the teacher draws what comes next: step ... of ...": "教師モデルが次のサンプルを生成中：... / ... ステップ",
     "stopped; queue it again to go on": "停止しました。もう一度実行すると続きから始まります",
     "saved as loras/...": "loras/... に保存しました",
     "there is no LoRA ... in models/loras; refresh the page's node definitions":
