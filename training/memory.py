@@ -244,6 +244,11 @@ class Plan(NamedTuple):
         """The settings as they will run."""
         return replace(config, batch=self.batch, accumulation=self.accumulation)
 
+    def settings(self) -> str:
+        """What to set for it."""
+        blocks = "blocks" if self.recompute else "none"
+        return f"checkpointing = {blocks}, batch = {self.batch}, accumulation = {self.accumulation}"
+
     def __str__(self) -> str:
         blocks = "blocks recomputed" if self.recompute else "everything kept"
         return f"batch {self.batch} x {self.accumulation}, {blocks}, {self.need / GIB:.2f} GiB for training"

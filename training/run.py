@@ -81,12 +81,13 @@ def train(
     try:
         return run(first)
     except torch.OutOfMemoryError as error:
-        if crew.count > 1:  # the others wait for this one
-            raise MemoryError(
-                f"out of memory with {first}; start again with a smaller batch, or checkpointing = blocks"
-            ) from error
         if not others:
             raise MemoryError(f"out of memory with {first}: {SMALLER}") from error
+        if crew.count > 1:  # the others wait for this one, and end when it does
+            raise MemoryError(
+                f"out of memory with {first}; start the same command with {others[0].settings()}: it goes on "
+                "from the last checkpoint"
+            ) from error
     free(_device(prompts))  # what the error held is given back
     on_plan(f"out of memory, so it goes on with {others[0]}")
     try:

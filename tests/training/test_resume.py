@@ -275,6 +275,30 @@ def test_processes_share_a_run_and_the_weights_are_those_of_one(tmp_path: Path):
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@posix
+@pytest.mark.slow
+def test_processes_agree_on_a_plan_and_one_out_of_memory_ends_them_all(tmp_path: Path):
+    """With unlike free memory; in the end each is told by its own error how to go on."""
+    seen = worker(tmp_path, "memory")
+    kept, recomputed, _ = seen["plans"]
+    assert seen["unlike"] == seen["one unknown"] == [[[recomputed], "done"]] * 2
+    assert seen["too little"][0] == seen["too little"][1]
+    assert seen["too little"][0][1].startswith("MemoryError: training needs ")
+    losses = [r["loss"] for r in read_log(tmp_path / "unlike" / "log.jsonl")]
+    for i, name in enumerate(("first", "second")):
+        full, other = seen[name][i], seen[name][1 - i]
+        assert full == [
+            [kept],
+            f"MemoryError: out of memory with {kept}; start the same command with checkpointing = blocks, "
+            "batch = 4, accumulation = 1: it goes on from the last checkpoint",
+        ]
+        assert other[0] == [kept] and "another process of this run has ended" in other[1]
+        assert seen[f"{name} step"] == 3, "no step is lost"
+        assert seen[f"{name} again"] == [[[recomputed], "done"]] * 2
+        again = [r["loss"] for r in read_log(tmp_path / name / "log.jsonl")]
+        assert again == pytest.approx(losses, rel=1e-4) and len(again) == 6
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="batch 4 cannot be shared by 3 processes; choose a multiple of 3"):
         run(settings(), tmp_path, crew=Crew(0, 3))

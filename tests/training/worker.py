@@ -25,12 +25,14 @@ import torch.distributed as dist
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 import conftest  # noqa: E402, F401  # pyright: ignore[reportUnusedImport]  (names the pack)
-from tiny import Stop, TinyUNet, run, settings, stop_at  # noqa: E402
+from tiny import Stop, TinyUNet, prompts, run, settings, stop_at, uncond  # noqa: E402
 
 from comfyui_tcd.training.checkpoint import load_tensors, save_tensors  # noqa: E402
 from comfyui_tcd.training.config import DistillConfig  # noqa: E402
 from comfyui_tcd.training.distill import CHECKPOINT, LORA  # noqa: E402
+from comfyui_tcd.training.memory import plans  # noqa: E402
 from comfyui_tcd.training.processes import Crew  # noqa: E402
+from comfyui_tcd.training.run import needs, train  # noqa: E402
 
 KILLS = 20
 
@@ -206,7 +208,64 @@ def crew(folder: Path) -> dict[str, Any]:
     return {"lost at": step}
 
 
-SCENES = {"kill": kill, "publish": publish, "full": full, "crew": crew}
+def short(folder: Path, rank: int, meeting: Path, full: int, answer: int, options: dict[str, Any]) -> None:
+    """One process of two, that runs out of memory at its `full`th forward; tells its plans and its end."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    backbone, told = TinyUNet(), list[str]()
+    calls = 0
+
+    def count(_x: object) -> None:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        if full and calls >= full:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    backbone.before = count
+    free = options["free"][rank]
+    config = settings(**options["changes"])
+    end = "done"
+    try:
+        train(
+            config, backbone, prompts(3), uncond(), folder, crew=Crew(rank, 2), validate=False, quiet=True,
+            free=lambda _device: free, on_plan=told.append,
+        )  # fmt: skip
+    except (MemoryError, ConnectionError) as error:
+        end = f"{type(error).__name__}: {error}"
+    dist.destroy_process_group()
+    os.write(answer, json.dumps([told, end]).encode())
+
+
+def both(folder: Path, *full: int, **options: Any) -> list[Any]:
+    """What two processes tell, of which each has so much memory `free`, or runs out of it."""
+    meeting = folder.with_name(f"{folder.name}.{time.monotonic_ns()}.meeting")
+    pipes = [os.pipe() for _ in full]
+    pids = [
+        fork(partial(short, folder, rank, meeting, at, pipes[rank][1], options))
+        for rank, at in enumerate(full)
+    ]
+    for pid in pids:
+        finished(pid)
+    return [json.loads(os.read(read, 1 << 16)) for read, _ in pipes]
+
+
+def memory(folder: Path) -> dict[str, Any]:
+    """Two processes with unlike free memory; with too little in one; and one that runs out of it."""
+    config = settings()
+    able = plans(needs(config, TinyUNet(), prompts(3)), config, 2)
+    least = able[-1].need
+    seen: dict[str, Any] = {"plans": [str(plan) for plan in able]}
+    seen["unlike"] = both(folder / "unlike", 0, 0, free=[2**40, able[1].need], changes={})
+    seen["one unknown"] = both(folder / "unknown", 0, 0, free=[able[1].need, None], changes={})
+    seen["too little"] = both(folder / "little", 0, 0, free=[least - 1, 2**40], changes={})
+    for name, full in (("first", (5, 0)), ("second", (0, 5))):
+        seen[name] = both(folder / name, *full, free=[None, None], changes={})
+        seen[f"{name} step"] = step_of(folder / name)
+        after = {"checkpointing": "blocks"}
+        seen[f"{name} again"] = both(folder / name, 0, 0, free=[None, None], changes=after)
+    return seen
+
+
+SCENES = {"memory": memory, "kill": kill, "publish": publish, "full": full, "crew": crew}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # a process of several threads must not fork
