@@ -27,6 +27,7 @@ LORAS = {"tcd": "tcd-lora.safetensors", "lcm": "lcm-lora.safetensors", "none": N
 
 class LatentFormat(comfy.latent_formats.LatentFormat):
     latent_channels = LATENT[0]  # of deviation 1 as they are
+    spacial_downscale_ratio = SIZE // LATENT[-1]
 
 
 class Embedded(comfy.supported_models_base.BASE):
@@ -102,7 +103,7 @@ class VAE:
         return self.encode(pixels)
 
     def spacial_compression_decode(self) -> int:
-        return SIZE // LATENT[-1]
+        return LatentFormat.spacial_downscale_ratio
 
     spacial_compression_encode = spacial_compression_decode
 

@@ -62,10 +62,15 @@ function chart(run, say) {
       stroke(curve(smooth(losses), range, run.steps), COLOUR.down, 2))));
 }
 
+/** Pictures of a few pixels, such as the embedded model's, are enlarged to squares. */
+function keepSquares({ target }) {
+  target.style.imageRendering = target.naturalWidth < 320 ? "pixelated" : "auto";
+}
+
 /** Opens the picture over the page: the wheel zooms, a click or Escape closes. */
 function open(element, source, title) {
   let zoom = 1;
-  const picture = html("img", { src: source, alt: title, style: { display: "block", width: "100%" } });
+  const picture = html("img", { src: source, alt: title, onload: keepSquares, style: { display: "block", width: "100%" } });
   const dialog = html("dialog", {
     "data-tcd": "zoom",
     style: { border: `1px solid ${COLOUR.line}`, borderRadius: "8px", padding: "0", background: COLOUR.ground,
@@ -133,7 +138,7 @@ export function addTraining(node, app, api) {
         html("span", { style: { color: COLOUR.muted, fontSize: "10px" } }, say.pictures), ...tabs),
       html("img", { src: source, alt: title, title: `${title}: ${say.enlarge}`, "data-tcd": "picture",
         style: { display: "block", width: "100%", height: `${PICTURE}px`, objectFit: "contain", cursor: "zoom-in" },
-        onclick: () => open(element, source, title) }),
+        onload: keepSquares, onclick: () => open(element, source, title) }),
     );
   };
   const draw = () => {

@@ -329,7 +329,6 @@ def embedded(name: str, prompts: str, **other: Any) -> dict[str, Any]:
     model, clip, vae, _ = run("TCD_EmbeddedModel", lora="none", batch_size=1)
     inputs = given("", name, patcher=model, conditioning=None, negative=None, clip=clip, vae=vae)
     inputs |= {"preset": "embedded", "prompts": prompts, "width": 16, "height": 16, **other}
-    inputs["latent"] = {"samples": torch.zeros(1, 8, 4, 4)}
     _, lora, path, image, losses = run("TCD_Distill", **inputs)
     return {"lora": dict(lora), "path": path, "losses": [float(x) for x in losses["loss"]], "image": image}
 

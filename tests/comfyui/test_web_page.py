@@ -177,6 +177,7 @@ def test_the_panel_shows_the_run_also_after_a_reload_in_the_middle(run: dict[str
 def test_the_panel_shows_the_run_when_it_is_done(run: dict[str, Any]):
     assert run["done"].startswith("done\n150 / 150\nloss ")
     assert run["steps"] == ["50", "100", "150"]
+    assert run["picture"] == [5 * 16, 2 * 16]  # 1, 2, 4 and 8 steps and the teacher, of two prompts
     assert run["zoomed"] and run["zoom"] == "125%" and run["closed"]
     assert run["student"] == [16]
 

@@ -57,6 +57,7 @@ await shot("distill-reloaded");
 await page.waitForFunction(() => /done/.test(document.querySelector('[data-tcd="facts"]').textContent));
 await page.waitForFunction(() => document.querySelector('[data-tcd="picture"]')?.naturalWidth > 0);
 seen.done = await facts();
+seen.picture = await page.locator('[data-tcd="picture"]').evaluate((image) => [image.naturalWidth, image.naturalHeight]);
 seen.steps = await page.locator('[data-tcd="training"] button').allInnerTexts();
 await shot("distill-done");
 
