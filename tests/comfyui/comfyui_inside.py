@@ -113,11 +113,16 @@ def text(seed: int, **extra: Any) -> Any:
 
 
 def network(kind: str, x: Tensor, t: Tensor, cond: int = 1, concat: Tensor | None = None) -> Tensor:
-    """The bare network, for the oracle's loop: x and t as the network takes them, the output in x's dtype."""
-    context = text(cond)[0][0].expand(x.shape[0], -1, -1)
+    """The bare network, for the oracle's loop: x and t as the network takes them."""
     if concat is not None:
         x = torch.cat([x, concat], 1)
-    inner, times = base(kind, x.shape[1]).model.diffusion_model, t.expand(x.shape[0]).float()
+    return evaluated(base(kind, x.shape[1]).model.diffusion_model, x, t, cond)
+
+
+def evaluated(inner: Any, x: Tensor, t: Tensor, cond: int = 1) -> Tensor:
+    """In the dtype of the network `inner`, the output in x's."""
+    context = text(cond)[0][0].expand(x.shape[0], -1, -1)
+    times = t.expand(x.shape[0]).float()
     return inner(x.to(inner.dtype), times, context=context.to(inner.dtype)).to(x.dtype)
 
 
@@ -274,8 +279,7 @@ def by_training(
     scaled = {k: v * strength if "net.2" in k else v for k, v in tensors.items()}  # its last layer is linear
 
     def predict(x: Tensor, now: Any, target: Any) -> tuple[Tensor, Tensor]:
-        context, t = text(1)[0][0].expand(x.shape[0], -1, -1), now.t * (1000.0 if flow else 1.0)
-        out = student(x, t.expand(x.shape[0]).float(), context=context)
+        out = evaluated(student, x, now.t * (1000.0 if flow else 1.0))
         return samplers.to_x0_eps(kind, out, x, now.level)
 
     with splus.attached(student, 1000.0 if flow else 1.0, scaled) as embedding:
