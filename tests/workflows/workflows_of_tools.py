@@ -82,7 +82,8 @@ def tcd_distill_your_checkpoint(g: Graph) -> None:
         g.note(
             "**Your checkpoint** goes here: any that is sampled with cfg, without a few-step LoRA. Set the "
             "size in TCD Distill to what it was trained on.\n\nTo see it all in minutes, even on a CPU, put "
-            "TCD Embedded Model (lora none) in its place, and words that it knows.\n\n"
+            "TCD Embedded Model (lora none) in its place: width and height 16, its LATENT to TCD Sampler, "
+            "and words that it knows.\n\n"
             f"{saved_as(SD15)}"
         )
     with g.group("2 Distil", "sample"):
