@@ -26,7 +26,9 @@ from ..training.backbone import Cond, concat
 from .host import _table, trajectory
 
 ROLE = "uncond"
-"""In a batch of prompts: 1 where the row is the unconditional one, which attention patches want to know."""
+"""In a batch of prompts: 1 where the row is the unconditional one, which attention patches want to know.
+On the CPU, so that nothing waits for the device to be told.
+"""
 LOWEST = 1e-4
 """Of a flow model's sigma: at 0 a network says nothing of the noise."""
 PER_PROMPT = ("control", "gligen", "area", "mask", "hooks", "start_percent", "end_percent")
@@ -121,7 +123,7 @@ class HostBackbone:
             )
             rows.append(self._tensors(conds[0]["model_conds"], i))
         for row in rows:
-            row[ROLE] = torch.full((1,), float(uncond), device=self.device)
+            row[ROLE] = torch.full((1,), float(uncond))
         return stack(rows)
 
     def _tensors(self, conds: Mapping[str, Any], index: int) -> dict[str, Tensor]:

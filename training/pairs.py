@@ -201,17 +201,18 @@ class Trajectories:
 
 class CachedLatents:
     """Pairs from real pictures: latents and encoded captions in safetensors shards, noised to a drawn
-    timestep.
+    timestep. Captions come on the devices of `like`, name by name, and states on that of its first; without
+    it on the CPU.
     """
 
-    def __init__(
-        self, shards: Sequence[Path], grid: TimeGrid, seed: int, device: str | torch.device = "cpu"
-    ) -> None:
+    def __init__(self, shards: Sequence[Path], grid: TimeGrid, seed: int, like: Cond | None = None) -> None:
         if not shards:
             raise ValueError(
                 "the data set has no shards; make one with `write_shard`, or leave it out to train data-free"
             )
-        self.grid, self.seed, self.device = grid, seed, torch.device(device)
+        self.grid, self.seed = grid, seed
+        self.devices = {name: value.device for name, value in (like or {}).items()}
+        self.device = next(iter(self.devices.values()), torch.device("cpu"))
         loaded = [load_tensors(path)[0] for path in shards]
         for path, tensors in zip(shards, loaded, strict=True):
             lengths = {k: len(v) for k, v in tensors.items()}
@@ -241,7 +242,7 @@ class CachedLatents:
         noise = torch.randn(total, *self.latents.shape[1:], generator=draw)[part]
         x0 = self.latents[pick].float().to(self.device)
         level = self.grid.at(n).level.broadcast(x0)
-        cond = {k: v.to(self.device) for k, v in take(self.cond, pick).items()}
+        cond = {k: v.to(self.devices.get(k, self.device)) for k, v in take(self.cond, pick).items()}
         return Pairs(level.alpha * x0 + level.sigma * noise.to(x0), n, cond, None)
 
 

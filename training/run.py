@@ -109,7 +109,7 @@ def source_of(
 ) -> Source:
     """The teacher's own trajectories, or the pictures in `shards`."""
     if shards is not None:
-        return CachedLatents(shards, grid, config.seed, _device(prompts))
+        return CachedLatents(shards, grid, config.seed, prompts)
     return Trajectories(
         backbone, prompts, uncond, grid, folder, seed=config.seed, trajectories=config.trajectories,
         reuse=config.reuse, w_range=(config.w_min, config.w_max), keep_teacher=config.cache_teacher,

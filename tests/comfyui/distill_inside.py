@@ -244,6 +244,20 @@ def opened(kind: str, count: int, patcher: Any = None) -> Any:
         yield made, cond, uncond
 
 
+def devices(kind: str) -> dict[str, str]:
+    """Of encoded prompts, for a model on a device that is not the CPU."""
+    backbone = pack("backbone")
+
+    class Elsewhere(backbone.HostBackbone):
+        device = torch.device("meta")
+
+    patcher = base(kind).clone()
+    with backbone.ready(patcher):
+        made = Elsewhere(patcher, (4, 8, 8), lambda x: x)
+        conds = made.encode(text(kind, 1, 2)), made.encode(text(kind, 2), uncond=True)
+        return {k: v.device.type for k, v in backbone.alike(*conds)[0].items()}
+
+
 def rows(kind: str, count: int = 3) -> dict[str, Any]:
     """Predictions of a batch of unlike prompts, times and states, and of its items alone."""
     for made, cond, _ in opened(kind, count):

@@ -78,6 +78,13 @@ def test_prompts_of_a_batch_are_not_mixed(inside: Inside, kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_what_the_host_reads_of_a_batch_stays_off_the_device(inside: Inside, kind: str):
+    """Which rows are unconditional is asked in every forward, and would be waited for."""
+    found = inside("devices", kind=kind)
+    assert found.pop("uncond") == "cpu" and set(found.values()) == {"meta"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_bridge_says_what_the_hosts_sampling_says(inside: Inside, kind: str):
     """The size and pooled text of SDXL (B17), v, and velocity (B18) go through the host's own code."""
     found = inside("guided_like_the_host", kind=kind)

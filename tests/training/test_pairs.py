@@ -268,6 +268,15 @@ def test_a_batch_of_latents_is_a_function_of_seed_and_step(tmp_path: Path):
     assert not torch.equal(CachedLatents([path], grid(), seed=2).batch(3, 8, EVERY).x, whole.x)
 
 
+def test_captions_come_on_the_devices_of_the_prompts(tmp_path: Path):
+    """What a backbone keeps on the CPU, to read it without a wait, stays there."""
+    captions = {"context": torch.ones(2, 3, 32), "role": torch.ones(2)}
+    write_shard(tmp_path / "a.safetensors", torch.ones(2, 4, 4, 4), captions)
+    like = {"context": torch.empty(1, 3, 32, device="meta"), "role": torch.zeros(1)}
+    pairs = CachedLatents([tmp_path / "a.safetensors"], grid(), 0, like).batch(0, 3, EVERY)
+    assert pairs.x.is_meta and pairs.cond["context"].is_meta and not pairs.cond["role"].is_meta
+
+
 def test_half_precision_latents_become_float32(tmp_path: Path):
     write_shard(tmp_path / "a.safetensors", torch.ones(2, 4, 4, 4).half(), {"pooled": torch.ones(2, 1)})
     assert CachedLatents([tmp_path / "a.safetensors"], grid(), 0).batch(0, 3, EVERY).x.dtype == torch.float32
