@@ -16,7 +16,7 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..training.backbone import fingerprint
-from ..training.checkpoint import load_tensors, save_tensors, write_text
+from ..training.checkpoint import load_tensors, save_tensors, sweep, write_text
 from ..training.config import PRESETS, DistillConfig
 from ..training.distill import LORA
 from ..training.lora import load_lora
@@ -421,6 +421,7 @@ def publish(folder: Path, name: str) -> Path:
     """A copy of the run's LoRA in output/loras, which every list of LoRAs shows; whole or not at all."""
     path = loras_folder() / f"{name}.safetensors"
     tensors, metadata = load_tensors(folder / LORA)
+    sweep(path.parent, path.name)
     save_tensors(path, tensors, metadata)
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -80,9 +81,11 @@ def _umask() -> int:
     return mask
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed process left half written in `folder`, where no other process may be writing."""
-    for left in folder.glob(f".*{SCRATCH}"):
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove what a killed process left half written in `folder` (of the file `name` alone, if it is given),
+    where no other process may be writing.
+    """
+    for left in folder.glob(f".{glob.escape(name)}*{SCRATCH}"):
         left.unlink(missing_ok=True)
 
 

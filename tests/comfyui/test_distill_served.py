@@ -223,7 +223,10 @@ def test_a_finished_run_is_finished_at_once_when_it_is_queued_again(server: Serv
     server.run(distilled(kind, name))  # the host remembers what it showed
     server.call("/free", {"unload_models": True, "free_memory": True})
     time.sleep(1)
+    left = server.output / f"loras/.{name}.safetensors.7.tmp"
+    left.write_bytes(b"of a server that was killed")
     outputs = server.run({**distilled(kind, name), **sampled(kind, "distill")})
+    assert not left.exists()
     assert (folder(server, name) / "log.jsonl").read_bytes() == before
     assert same(lora(server, name), weights)
     assert made(server, outputs, "distill")[0].isfinite().all()
