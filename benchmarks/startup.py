@@ -10,6 +10,7 @@ the median is above 50 ms or a heavy package comes in.
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -45,6 +46,7 @@ def run(python: Path, host: Path, pack: Path) -> list[Import]:
     result = subprocess.run(
         [python, "-X", "importtime", "-c", LOAD, str(pack), str(host)],
         cwd=host,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         capture_output=True,
         text=True,
         check=False,
