@@ -166,6 +166,23 @@ def forms(rows: Sequence[Row]) -> str:
     return _markdown(["student", "Frechet distance", "prompt accuracy"], lines)
 
 
+def rates(rows: Sequence[Row]) -> str:
+    """TCF(2) by learning rate, beside TCF(1)."""
+    names = {"tcd": "TCF(1)", "tcf2": "TCF(2)"}
+    lines = [
+        [
+            names[r["method"]],
+            f"{r['rate']:g}" if r["rate"] else "not trained",
+            f"{r['frechet']:.0f}",
+            f"{r['frechet_to_teacher']:.0f}",
+            f"{100 * r['prompt_accuracy']:.1f}%",
+        ]
+        for r in rows
+    ]
+    head = ["student", "learning rate", "to the data", "to the guided teacher's pictures", "prompt accuracy"]
+    return _markdown(head, lines)
+
+
 def guidance(rows: Sequence[Row]) -> str:
     """The teacher's solvers over guidance."""
     columns = list(dict.fromkeys((r["method"], r["steps"]) for r in rows))
@@ -218,6 +235,9 @@ def report(sections: Mapping[str, Sequence[Row]], settings: Mapping[str, Any]) -
                 parts += ["", said, "", by_gamma(some, "spread", 2)]
     if rows := sections.get("table2"):
         parts += ["", "## Table 2: forms of the student, 4 steps", "", forms(rows)]
+    if rows := sections.get("rates"):
+        about = f"Frechet distances by learning rate, seed 0, {rows[0]['samples']} other samples:"
+        parts += ["", about, "", rates(rows)]
     return "\n".join(parts) + "\n"
 
 

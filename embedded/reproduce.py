@@ -46,7 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "tcd": {},
     "lcm": {"s_range": "zero"},
 }
-FORM_RATES = RATES[1:3]
+FORM_RATES = RATES[:3]
 # Table 2: other forms of the student; TCF(2) takes two evaluations a map, TCF(S+) has parameters of its own.
 FORMS: dict[str, dict[str, Any]] = {"tcf2": {"student": "tcf2"}, "tcfs": {"student": "tcfs"}}
 # What decides the best gamma: range of s, guidance, budget.
@@ -206,6 +206,7 @@ def run(args: argparse.Namespace) -> int:
             for seed in SEEDS
             for row in table_2(work, name, own, seed)
         ],
+        "rates": by_rate(work, rate),
         "variants": [
             *against_teacher(work, rate),
             *(row for name in VARIANTS for row in variant(work, rate, name)),
@@ -359,6 +360,31 @@ def against_teacher(work: Reproduction, rate: float) -> list[Row]:
         return work.gammas(student, AGAINST_TEACHER, (4, 8), judge)
 
     return work.stage("variants", "against-teacher", measure)
+
+
+def by_rate(work: Reproduction, best: float) -> list[Row]:
+    """TCF(2) at 4 steps by learning rate, beside TCF(1), by the distance to the data and to what the guided
+    teacher draws; rate 0 is no training. On the prompts that rates are chosen on.
+    """
+
+    def measure() -> list[Row]:
+        prompts = work.tuning
+        features, _ = work.judge.classifier.judge(
+            sample_teacher(work.teacher, prompts, "ddim", max(STEPS), CFG)
+        )
+        teacher = replace(work.judge, real=Gaussian.of(features))
+        settings = {**METHODS, **FORMS}
+        rows: list[Row] = []
+        for method, rate in [("tcd", 0.0), ("tcd", best), *(("tcf2", rate) for rate in (0.0, *FORM_RATES))]:
+            student = work.student(method, settings[method], rate, 0) if rate else work.teacher
+            images = work.sample(student, method, prompts, 4)
+            row = {"method": method, "rate": rate, "steps": 4, "gamma": GAMMA}
+            row |= work.judge.measure(images, prompts.labels)
+            row["frechet_to_teacher"] = teacher.measure(images, prompts.labels)["frechet"]
+            rows.append(row)
+        return rows
+
+    return work.stage("table2", "table2-by-rate", measure)
 
 
 @torch.no_grad()

@@ -121,6 +121,10 @@ def test_a_report_of_a_part_says_nothing_of_the_rest():
     text = report({"table1": world()}, SETTINGS)
     assert text.count("**Holds**") == 6 and "Figure 6" not in text and "80 (75 to 85)" in text
     assert "Table 2" in report({"table2": [row("tcd", 4, 90)]}, SETTINGS)
+    more = {"samples": 1000, "frechet_to_teacher": 156.3}
+    by_rate = [{**row("tcf2", 4, 60), "rate": rate, **more} for rate in (0.0, 1e-4)]
+    text = report({"rates": by_rate}, SETTINGS)
+    assert "| TCF(2) | not trained | 60 | 156 |" in text and "| TCF(2) | 0.0001 | 60 | 156 |" in text
     near = [row("near", 4, 90, gamma=g, spread=0.876 + g / 10) for g in (0.0, 1.0)]
     text = report({"figure6": [row("tcd", 4, 80, gamma=g) for g in (0.0, 1.0)], "variants": near}, SETTINGS)
     assert "### near" in text and "| 4 | 0.88 | 0.98 |" in text
