@@ -59,16 +59,25 @@ def recomputed(network: nn.Module) -> Generator[None, None, None]:
     blocks = blocks_of(network)
     if not blocks:
         raise ValueError(f"{type(network).__name__} has no blocks to recompute; set checkpointing = none")
-    before = [block.__dict__.get("forward") for block in blocks]
+    with forwards(blocks, lambda block: _recomputing(block.forward)):
+        yield
+
+
+@contextmanager
+def forwards(
+    modules: Sequence[nn.Module], made: Callable[[Any], Callable[..., Any]]
+) -> Generator[None, None, None]:
+    """Each of `modules` with the forward that `made` makes for it; afterwards as before, whatever happens."""
+    before = [module.__dict__.get("forward") for module in modules]
     try:
-        for block in blocks:
-            block.forward = _recomputing(block.forward)
+        for module in modules:
+            module.forward = made(module)
         yield
     finally:
-        for block, own in zip(blocks, before, strict=True):
-            del block.forward
+        for module, own in zip(modules, before, strict=True):
+            del module.forward
             if own is not None:
-                block.forward = own
+                module.forward = own
 
 
 def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.grad import conv2d_input
 
+from .memory import forwards
+
 NARROW = (torch.float8_e4m3fn, torch.float8_e5m2)
 OWN = ("scale_weight", "weight_function", "bias_function")
 """Of a host's layer that does more to its weight than to cast it: such a layer is left as it is."""
@@ -41,17 +43,8 @@ def widened_again(network: nn.Module) -> Generator[None, None, None]:
 
     Without gradients the layers run as they are.
     """
-    layers: list[Any] = [*narrow_layers(network)]
-    before = [layer.__dict__.get("forward") for layer in layers]
-    try:
-        for layer in layers:
-            layer.forward = partial(_forward, layer, layer.forward)
+    with forwards(narrow_layers(network), lambda layer: partial(_forward, layer, layer.forward)):
         yield
-    finally:
-        for layer, own in zip(layers, before, strict=True):
-            del layer.forward
-            if own is not None:
-                layer.forward = own
 
 
 def _forward(layer: Any, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

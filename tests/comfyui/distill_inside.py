@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import distill_standins
 import torch
 from comfyui_worker import send, serve
 from torch import Tensor
@@ -82,17 +83,9 @@ def given(kind: str, name: str, steps: int = 3, more: str = "", **other: Any) ->
     """The inputs of TCD_Distill for a tiny run."""
     inputs = {
         "model": other.pop("patcher", None) or base(kind).clone(),
-        "prompts": "",
+        **distill_standins.RUN,
         "run_name": name,
         "steps": steps,
-        "batch": 2,
-        "rank": 4,
-        "learning_rate": 1e-3,
-        "cfg_min": 3.0,
-        "cfg_max": 5.0,
-        "s_range": "uniform",
-        "preset": "sd15",
-        "run_seed": 1,
         "width": 64,
         "height": 64,
         "conditioning": text(kind, 1, 3),

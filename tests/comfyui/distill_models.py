@@ -12,6 +12,7 @@ import comfy.model_patcher
 import comfy.supported_models
 import comfyui_inside
 import torch
+from distill_standins import FLOW
 
 FLUX: dict[str, Any] = {
     "in_channels": 4,
@@ -30,21 +31,7 @@ FLUX: dict[str, Any] = {
     "guidance_embed": True,
     "txt_ids_dims": [],
 }
-SD3 = {
-    "in_channels": 4,
-    "patch_size": 2,
-    "depth": 1,
-    "input_size": None,
-    "adm_in_channels": 16,
-    "context_embedder_config": {
-        "target": "torch.nn.Linear",
-        "params": {"in_features": 16, "out_features": 64},
-    },
-    "num_patches": 64,
-    "pos_embed_max_size": 8,
-    "pos_embed_scaling_factor": None,
-    "context_size": 16,
-}  # fmt: skip
+SD3 = {**FLOW, "in_channels": 4, "context_size": 16}
 FP8 = ("fp8", "rounded to fp8")
 """Stable Diffusion's layout with weights kept in 8 bits, and the same weights in 32."""
 POOLED = {"flux": 16, "sd3": 16, "sdxl": 1280}

@@ -37,6 +37,19 @@ FLOW: dict[str, Any] = {
     "pos_embed_scaling_factor": None,
 }
 
+RUN: dict[str, Any] = {
+    "prompts": "",
+    "batch": 2,
+    "rank": 4,
+    "learning_rate": 1e-3,
+    "cfg_min": 3.0,
+    "cfg_max": 5.0,
+    "s_range": "uniform",
+    "preset": "sd15",
+    "run_seed": 1,
+}
+"""Inputs of TCD_Distill for a tiny run."""
+
 
 def vae(channels: int) -> dict[str, Any]:
     from comfy.taesd.taesd import TAESD

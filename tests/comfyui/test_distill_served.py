@@ -14,6 +14,7 @@ import pytest
 import torch
 from comfyui_pack import copy_pack
 from comfyui_server import Server, node, serve
+from distill_standins import RUN
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -109,17 +110,9 @@ def distilled(kind: str, name: str, model: str = "load", **more: Any) -> Graph:
     """A run of a few steps."""
     given: Graph = {
         "model": [model, 0],
-        "prompts": "",
+        **RUN,
         "run_name": name,
         "steps": STEPS,
-        "batch": 2,
-        "rank": 4,
-        "learning_rate": 1e-3,
-        "cfg_min": 3.0,
-        "cfg_max": 5.0,
-        "s_range": "uniform",
-        "preset": "sd15",
-        "run_seed": 1,
         "width": SIDE,
         "height": SIDE,
         "settings": SETTINGS,
