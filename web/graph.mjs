@@ -34,6 +34,16 @@ function onGrid(node) {
   return scheduler === undefined ? kind(node).startsWith("TCD_") : scheduler === "tcd_grid";
 }
 
+/** The node with the steps whose sigmas a node takes, through nodes that split or change them; or null. */
+function schedulerOf(node) {
+  const seen = new Set([node]);
+  for (let found = feeding(node, "sigmas"); found && !seen.has(found); found = feeding(found, "sigmas")) {
+    if (widget(found, "steps")) return found;
+    seen.add(found);
+  }
+  return null;
+}
+
 /**
  * What the drawing needs: the node's own settings, and steps from where they stand in the graph. `grid` is false
  * where the sigmas come from elsewhere, or from nowhere yet. The model's own schedule cannot be read in the page.
@@ -42,7 +52,7 @@ export function stepsFor(node) {
   let [source, ksampler] = [node, false];
   if (!widget(node, "steps")) {
     const after = downstream(node);
-    const scheduler = after.map((next) => feeding(next, "sigmas")).find((found) => found && widget(found, "steps"));
+    const scheduler = after.map(schedulerOf).find(Boolean);
     const sampler = after.find((next) => kind(next) === "KSampler");
     source = scheduler ?? sampler ?? node;
     ksampler = source === sampler;

@@ -98,6 +98,17 @@ function open(element, source, title) {
   dialog.showModal();
 }
 
+/** The page shows a node's last line and picture by itself, in widgets named "$$...": the panel has both. */
+function hideHosts(node) {
+  node.hideOutputImages = true; // in Nodes 2.0, of a page that knows it
+  chain(node, "addCustomWidget", () => {
+    for (const widget of node.widgets.filter(({ name }) => name.startsWith("$$"))) {
+      widget.hidden = true;
+      widget.options.hidden = true; // Nodes 2.0 asks for this one
+    }
+  });
+}
+
 export function addTraining(node, app, api) {
   const say = words(app);
   const head = html("div");
@@ -111,6 +122,7 @@ export function addTraining(node, app, api) {
     return 50 + (run.message ? 16 : 0) + (run.losses.length > 1 ? CHART + 6 : 0) + (run.images.length ? PICTURE + 32 : 0);
   };
   addDisplay(node, "tcd_training", element, height);
+  hideHosts(node);
 
   const drawPictures = () => {
     const images = run?.images ?? [];

@@ -182,6 +182,13 @@ def test_the_panel_shows_the_run_when_it_is_done(run: dict[str, Any]):
     assert run["student"] == [16]
 
 
+def test_the_run_covers_nothing_and_is_shown_once(run: dict[str, Any]):
+    before, after = run["before"], run["after"]
+    assert before["covered"] == after["covered"] == []
+    assert after["height"] == before["height"]  # the template has room for the panel
+    assert after["hosts"] and after["visible"] == []
+
+
 def test_the_route_knows_only_the_list(server: Server):
     assert server.call("/tcd/lora?name=tcd-test.safetensors")["advice"]["title"] == "TCD"
     for name in ("", "../tcd-test.safetensors", "/etc/passwd"):

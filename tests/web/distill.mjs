@@ -15,10 +15,27 @@ const look = (type) => page.evaluate((type) => {
   canvas.ds.offset = [200 - node.pos[0], 140 - node.pos[1]];
   canvas.setDirty(true, true);
 }, type);
+// Nodes that TCD Distill covers, and what the page itself shows on it of the run.
+const around = () => page.evaluate(() => {
+  const { app, LiteGraph } = window;
+  const box = ({ pos: [x, y], size: [width, height] }) => [x, y - LiteGraph.NODE_TITLE_HEIGHT, x + width, y + height];
+  const distill = app.graph._nodes.find((node) => node.comfyClass === "TCD_Distill");
+  const [left, top, right, bottom] = box(distill);
+  const covered = app.graph._nodes.filter((node) => {
+    const [x, y, end, low] = box(node);
+    return node !== distill && x < right && left < end && y < bottom && top < low;
+  });
+  const hosts = distill.widgets.filter((widget) => widget.name.startsWith("$$"));
+  return { covered: covered.map((node) => node.type), height: bottom - top,
+    hosts: hosts.length, visible: hosts.filter((widget) => distill.isWidgetVisible(widget)).map(({ name }) => name) };
+});
 
 await load();
 await openTemplate("tcd-distill-your-checkpoint");
 await page.keyboard.press("Escape"); // the list of models to download
+seen.before = await around();
+await look("TCD_Distill");
+await shot("distill-before");
 
 // As the template's note says: the embedded model in the checkpoint's place, and words that it knows.
 await page.evaluate((run) => {
@@ -59,6 +76,8 @@ await page.waitForFunction(() => document.querySelector('[data-tcd="picture"]')?
 seen.done = await facts();
 seen.picture = await page.locator('[data-tcd="picture"]').evaluate((image) => [image.naturalWidth, image.naturalHeight]);
 seen.steps = await page.locator('[data-tcd="training"] button').allInnerTexts();
+await page.waitForFunction(() => window.app.graph._nodes.find((node) => node.comfyClass === "TCD_Distill").imgs?.length);
+seen.after = await around();
 await shot("distill-done");
 
 await page.locator('[data-tcd="picture"]').click();

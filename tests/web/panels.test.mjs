@@ -45,6 +45,13 @@ test("the drawing finds the steps in the scheduler of the same SamplerCustom", (
   assert.deepEqual([found.steps, found.denoise, found.gamma, found.ksampler], [6, 0.8, 0.5, false]);
 });
 
+test("the drawing finds the steps through what splits the sigmas", () => {
+  const sampler = make("TCD_Sampler", { gamma: 0.5 });
+  const sigmas = make("SplitSigmas", { step: 4 }, { sigmas: make("TCD_Scheduler", { steps: 8 }) });
+  make("SamplerCustom", { cfg: 1 }, { sampler, sigmas });
+  assert.deepEqual([stepsFor(sampler).steps, stepsFor(sampler).grid], [8, true]);
+});
+
 test("the drawing of TCD Settings finds the steps in KSampler", () => {
   const settings = make("TCD_Settings", { gamma: 0.5 });
   make("KSampler", { steps: 9, denoise: 1 }, { model: settings });

@@ -13,7 +13,7 @@ import make_workflows
 import pytest
 from PIL import Image
 from workflow_files import FILES, FOLDER, NOTES, ROOT, Json, faults, read, to_api, values, widgets
-from workflow_graph import MORE
+from workflow_graph import GROWS, MORE
 from workflow_models import EVERY
 
 from comfyui_tcd.training.known_loras import KNOWN
@@ -116,6 +116,8 @@ def test_groups_go_from_left_to_right_around_their_nodes(path: Path):
         assert len(around) == 1, node["type"]
         column = [n for n in workflow["nodes"] if n["pos"][0] == x and n is not node]
         assert all(n["pos"][1] > y + height or n["pos"][1] + n["size"][1] < y - 30 for n in column)
+        below = [n["type"] for n in column if n["pos"][1] > y]
+        assert not (node["type"] in GROWS and below), f"{node['type']} would grow over {below} by a run"
 
 
 @every_file

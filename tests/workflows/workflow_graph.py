@@ -28,15 +28,19 @@ WIDTH = {
 MORE = {
     "TCD_CompareGrid": 360,
     "TCD_Distill": 560,
-    "SaveImage": 400,
-    "PreviewImage": 260,
-    "LoadImage": 260,
     "TCD_KSampler": 140,
     "TCD_Sampler": 140,
     "TCD_Settings": 140,
-    "TCD_LoraLoader": 66,
+    "TCD_LoraLoader": 170,
 }
-"""Pixels for the pictures, drawings and texts that these nodes show."""
+"""Pixels for the drawings and texts that these nodes show."""
+SHOWN = ("SaveImage", "PreviewImage", "LoadImage")
+"""Nodes with a picture; Nodes 2.0 makes it as wide as the node, and writes its size below."""
+GROWS = {
+    *("TCD_LoraLoader", "TCD_KSampler", "TCD_CompareGrid", "TCD_Distill"),
+    *("KSampler", "SamplerCustom", "SaveImage", "PreviewImage"),
+}
+"""Nodes that the page makes higher for what a run shows, however much that is: each is last in its column."""
 COLORS = {"model": "#3f789e", "input": "#8a5", "prompt": "#b58b2a", "sample": "#a1309b", "image": "#6b7a8f"}
 
 
@@ -223,4 +227,5 @@ def _height(node: Node, width: int) -> int:
     if node.type == "CLIPTextEncode":
         return 130
     sockets = max(sum("widget" not in socket for socket in node.inputs), len(node.outputs))
-    return SLOT * sockets + WIDGET * len(node.values) + 16 + MORE.get(node.type, 0)
+    more = width + 30 if node.type in SHOWN else MORE.get(node.type, 0)
+    return SLOT * sockets + WIDGET * len(node.values) + 16 + more

@@ -23,8 +23,8 @@ def saved_as(*models: Model) -> str:
     lines = ["**Files** (the host offers to download what is missing)"]
     for model in models:
         theirs = model.url.rsplit("/", 1)[1]
-        rename = "" if theirs == model.name else f", published as `{theirs}`: rename it"
-        lines.append(f"- [{model.name}]({model.url}) in `models/{model.directory}`{rename}")
+        rename = "" if theirs == model.name else f", published as **{theirs}**: rename it"
+        lines.append(f"- [{model.name}]({model.url}) in **models/{model.directory}**{rename}")
     return "\n".join(lines)
 
 
@@ -34,8 +34,8 @@ class Loaded:
     def __init__(self, g: Graph, checkpoint: Model = SDXL, lora: Model = TCD_SDXL, *others: Model) -> None:
         with g.group("1 Model", "model"):
             self.checkpoint = load(g, checkpoint)
-            self.lora = add_lora(g, self.checkpoint["MODEL"], lora)
             g.note(saved_as(checkpoint, lora, *others), "Files")
+            self.lora = add_lora(g, self.checkpoint["MODEL"], lora)
         self.model, self.clip, self.vae = self.lora["MODEL"], self.checkpoint["CLIP"], self.checkpoint["VAE"]
 
 
@@ -68,10 +68,12 @@ def sampler(
     model: Output,
     conditions: tuple[Output, Output],
     latent: Output,
+    why: str = FEW_STEPS,
     title: str = "",
     **given: float,
 ) -> Node:
-    """TCD_KSampler at the authors' settings, or those that are given."""
+    """TCD_KSampler at the authors' settings, or those that are given, under a note on why."""
+    g.note(why)
     settings: dict[str, Any] = {"steps": 4, "cfg": 1.0, "gamma": 0.3, "denoise": 1.0, **given}
     sockets = {"model": model, "positive": conditions[0], "negative": conditions[1], "latent_image": latent}
     return g.node("TCD_KSampler", title, seed=0, **sockets, **settings)

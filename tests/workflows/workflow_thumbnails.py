@@ -104,19 +104,18 @@ def diagram(graph: Graph) -> Image.Image:
     def at(x: float, y: float) -> tuple[float, float]:
         return x * scale + shift[0], y * scale + shift[1]
 
+    for _, source, out, target, into, type_ in graph.links:  # under the nodes, as in the page
+        curve = _curve(graph.nodes[source - 1], out, graph.nodes[target - 1], into)
+        pen.line([at(*point) for point in curve], WIRES.get(type_, MUTED), 4)
     for node in nodes:
         (x, y), (w, h) = node.pos, node.size
         pen.rounded_rectangle((*at(x, y - TITLE), *at(x + w, y + h)), 6, CARD)
         header = "#7b3f9e" if node.type in SAMPLING or node.type.startswith("TCD_") else HEADER
         pen.rounded_rectangle((*at(x, y - TITLE), *at(x + w, y + 6)), 6, header)
         name = NAMES.get(node.type, node.type)
-        label = ImageFont.load_default(19)
-        while label.getlength(name) > w * scale - 12:
-            name = name[:-1]
+        sizes = (ImageFont.load_default(size) for size in range(20, 8, -1))
+        label = next(font for font in sizes if font.getlength(name) <= w * scale - 12)
         pen.text((at(x, 0)[0] + 8, at(0, y + 10)[1]), name, MUTED, label)
-    for _, source, out, target, into, type_ in graph.links:
-        curve = _curve(graph.nodes[source - 1], out, graph.nodes[target - 1], into)
-        pen.line([at(*point) for point in curve], WIRES.get(type_, MUTED), 4)
     return sheet.resize((SIZE[0], 264), Image.Resampling.LANCZOS)
 
 

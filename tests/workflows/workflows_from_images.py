@@ -57,7 +57,6 @@ def tcd_sdxl_controlnet_depth(g: Graph) -> None:
         conditions = _controlled(g, words, image, it.vae, "depth map")
     with g.group("5 Sample", "sample"):
         latent = sampler(g, it.model, conditions, empty(g))["LATENT"]
-        g.note(FEW_STEPS)
     with g.group("6 Image", "image"):
         save(g, latent, it.vae)
 
@@ -75,7 +74,6 @@ def tcd_sdxl_controlnet_canny(g: Graph) -> None:
         conditions = _controlled(g, words, edges, it.vae, "edges")
     with g.group("5 Sample", "sample"):
         latent = sampler(g, it.model, conditions, empty(g))["LATENT"]
-        g.note(FEW_STEPS)
     with g.group("6 Image", "image"):
         save(g, latent, it.vae)
 
@@ -110,7 +108,6 @@ def tcd_sdxl_ip_adapter(g: Graph) -> None:
         )
     with g.group("5 Sample", "sample"):
         latent = sampler(g, applied["MODEL"], words, empty(g))["LATENT"]
-        g.note(FEW_STEPS)
     with g.group("6 Image", "image"):
         save(g, latent, it.vae)
 
@@ -120,11 +117,11 @@ def tcd_sdxl_inpainting(g: Graph) -> None:
     with g.group("1 Model", "model"):
         checkpoint = load(g)
         unet = g.node("UNETLoader", models=(INPAINTING,), unet_name=INPAINTING.name, weight_dtype="default")
-        model = add_lora(g, unet["MODEL"], TCD_SDXL)["MODEL"]
         g.note(
             "The inpainting UNet is SDXL's with inputs for the mask and the masked image; text encoders and "
             f"VAE come from SDXL.\n\n{saved_as(SDXL, INPAINTING, TCD_SDXL)}"
         )
+        model = add_lora(g, unet["MODEL"], TCD_SDXL)["MODEL"]
     words = prompts(g, checkpoint["CLIP"], "a tabby cat sleeping, photograph")
     with g.group("3 Image and mask", "input"):
         image, mask = input_image(
@@ -144,11 +141,11 @@ def tcd_sdxl_inpainting(g: Graph) -> None:
         )
     with g.group("4 Sample", "sample"):
         conditions = masked["positive"], masked["negative"]
-        latent = sampler(g, model, conditions, masked["latent"], steps=8, denoise=0.99)["LATENT"]
-        g.note(
+        why = (
             "**steps 8**, **gamma 0.3**, **denoise 0.99**: as in the TCD authors' demo. This model wants a "
             "trace of the image in the initial noise, so keep denoise below 1.\n\n**cfg 1**: no guidance."
         )
+        latent = sampler(g, model, conditions, masked["latent"], why, steps=8, denoise=0.99)["LATENT"]
     with g.group("5 Image", "image"):
         save(g, latent, checkpoint["VAE"])
 
@@ -161,11 +158,11 @@ def tcd_sdxl_image_to_image(g: Graph) -> None:
         image, _ = input_image(g, "Image", "The picture starts from this image with noise on it.")
         pixels = g.node("VAEEncode", pixels=image, vae=it.vae)
     with g.group("4 Sample", "sample"):
-        latent = sampler(g, it.model, words, pixels["LATENT"], denoise=0.6)["LATENT"]
-        g.note(
+        why = (
             "**denoise 0.6**: how far back to noise the image is taken; 0.4 keeps its shapes, 0.8 little "
             f"more than its colours. All steps are spent on that part.\n\n{FEW_STEPS}"
         )
+        latent = sampler(g, it.model, words, pixels["LATENT"], why, denoise=0.6)["LATENT"]
     with g.group("5 Image", "image"):
         save(g, latent, it.vae)
 
@@ -201,11 +198,12 @@ def tcd_sdxl_hires_split_sigmas(g: Graph) -> None:
         return node["output"], node["denoised_output"]
 
     with g.group("4 First half", "sample"):
-        _, clean = half(empty(g), halves["high_sigmas"], "1024x1024")
-        bigger = g.node("LatentUpscaleBy", samples=clean, upscale_method="bicubic", scale_by=1.5)["LATENT"]
+        latent = empty(g)
         g.note("**denoised_output** is the predicted picture without noise: only that can be enlarged.")
+        _, clean = half(latent, halves["high_sigmas"], "1024x1024")
     with g.group("5 Second half", "sample"):
-        latent, _ = half(bigger, halves["low_sigmas"], "1536x1536")
+        bigger = g.node("LatentUpscaleBy", samples=clean, upscale_method="bicubic", scale_by=1.5)["LATENT"]
         g.note("**add_noise**: the enlarged picture gets the noise of the sigma at which the halves meet.")
+        latent, _ = half(bigger, halves["low_sigmas"], "1536x1536")
     with g.group("6 Image", "image"):
         save(g, latent, it.vae)

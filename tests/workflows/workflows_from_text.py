@@ -26,7 +26,6 @@ def tcd_embedded_no_download(g: Graph) -> None:
     )
     with g.group("3 Sample", "sample"):
         latent = sampler(g, embedded["MODEL"], words, embedded["LATENT"])["LATENT"]
-        g.note(FEW_STEPS)
     with g.group("4 Image", "image"):
         image = g.node("VAEDecode", samples=latent, vae=embedded["VAE"])["IMAGE"]
         # 16 pixels a side are hard to see.
@@ -42,7 +41,6 @@ def tcd_sdxl_text_to_image(g: Graph) -> None:
     words = prompts(g, it.clip, "a lighthouse on a cliff in a storm, waves, dramatic light, oil painting")
     with g.group("3 Sample", "sample"):
         latent = sampler(g, it.model, words, empty(g))["LATENT"]
-        g.note(FEW_STEPS)
     with g.group("4 Image", "image"):
         save(g, latent, it.vae)
 
@@ -52,8 +50,8 @@ def tcd_sd15_text_to_image(g: Graph) -> None:
     it = Loaded(g, SD15, TCD_SD15)
     words = prompts(g, it.clip, "portrait of an old fisherman, wool cap, soft window light, photograph")
     with g.group("3 Sample", "sample"):
-        latent = sampler(g, it.model, words, empty(g, 512, 512))["LATENT"]
-        g.note(f"512x512, the size that SD 1.5 was trained on.\n\n{FEW_STEPS}")
+        why = f"512x512, the size that SD 1.5 was trained on.\n\n{FEW_STEPS}"
+        latent = sampler(g, it.model, words, empty(g, 512, 512), why)["LATENT"]
     with g.group("4 Image", "image"):
         save(g, latent, it.vae)
 
@@ -69,11 +67,11 @@ def tcd_animagine_xl(g: Graph) -> None:
         "trained from SDXL.",
     )
     with g.group("3 Sample", "sample"):
-        latent = sampler(g, it.model, words, empty(g, 832, 1216), steps=8)["LATENT"]
-        g.note(
+        why = (
             "**steps 8**: as in the TCD authors' demo. The further a model is from the one that the LoRA was "
             "distilled on, the more steps help; 4 work.\n\n**cfg 1**, **gamma 0.3**: as with SDXL."
         )
+        latent = sampler(g, it.model, words, empty(g, 832, 1216), why, steps=8)["LATENT"]
     with g.group("4 Image", "image"):
         save(g, latent, it.vae)
 
@@ -92,16 +90,15 @@ def tcd_sdxl_style_lora_papercut(g: Graph) -> None:
             strength_model=1.0,
             strength_clip=1.0,
         )
-        model = add_lora(g, style["MODEL"], TCD_SDXL)["MODEL"]
         g.note(
             "Both LoRAs at **strength 1**, as in the TCD authors' demo; their order does not matter. If the "
             "style is too strong, lower the style's strength, not TCD's.\n\n"
             f"{saved_as(SDXL, PAPERCUT, TCD_SDXL)}"
         )
+        model = add_lora(g, style["MODEL"], TCD_SDXL)["MODEL"]
     words = prompts(g, style["CLIP"], "papercut of a fox in a birch forest, snow, layered paper")
     with g.group("3 Sample", "sample"):
         latent = sampler(g, model, words, empty(g))["LATENT"]
-        g.note(FEW_STEPS)
     with g.group("4 Image", "image"):
         save(g, latent, checkpoint["VAE"])
 
@@ -110,19 +107,23 @@ def tcd_hyper_sd_unified_lora(g: Graph) -> None:
     """Hyper-SD's unified LoRA: 1 step, and 4"""
     it = Loaded(g, SDXL, HYPER)
     words = prompts(g, it.clip, "a photo of a corgi on a skateboard, city street, sunny")
-    with g.group("3 Sample", "sample"):
+    with g.group("3 Sample, 1 step", "sample"):
         latent = empty(g)
-        one = sampler(g, it.model, words, latent, steps=1, gamma=1.0, title="1 step")["LATENT"]
-        four = sampler(g, it.model, words, latent, steps=4, gamma=0.5, title="4 steps")["LATENT"]
-        g.note(
+        why = (
             "Hyper-SD's *1step* LoRA is for 1 to 8 steps of the TCD sampler.\n\n**1 step, gamma 1**: the "
             "example of its card (eta 1, guidance off). A single step draws no noise, so gamma has no effect "
-            "in it.\n\n**4 steps, gamma 0.5**: with several steps a lower gamma gives more detail, says the "
-            "card; where to stop is for you to see.\n\n**cfg 1**: guidance off."
+            "in it.\n\n**cfg 1**: guidance off."
         )
-    with g.group("4 Image, 1 step", "image"):
+        one = sampler(g, it.model, words, latent, why, "1 step", steps=1, gamma=1.0)["LATENT"]
+    with g.group("4 Sample, 4 steps", "sample"):
+        why = (
+            "**4 steps, gamma 0.5**: with several steps a lower gamma gives more detail, says the card; "
+            "where to stop is for you to see.\n\n**cfg 1**: guidance off."
+        )
+        four = sampler(g, it.model, words, latent, why, "4 steps", steps=4, gamma=0.5)["LATENT"]
+    with g.group("5 Image, 1 step", "image"):
         save(g, one, it.vae)
-    with g.group("5 Image, 4 steps", "image"):
+    with g.group("6 Image, 4 steps", "image"):
         save(g, four, it.vae)
 
 
@@ -138,6 +139,8 @@ def tcd_sdxl_plain_ksampler(g: Graph) -> None:
             "LoRA was distilled on.\n\nThe picture is the one of TCD Sampler with the same settings."
         )
     with g.group("4 Sample", "sample"):
+        latent = empty(g)
+        g.note(FEW_STEPS)
         sampled = g.node(
             "KSampler",
             model=model,
@@ -148,9 +151,8 @@ def tcd_sdxl_plain_ksampler(g: Graph) -> None:
             scheduler="tcd_grid",
             positive=words[0],
             negative=words[1],
-            latent_image=empty(g),
+            latent_image=latent,
             denoise=1.0,
         )
-        g.note(FEW_STEPS)
     with g.group("5 Image", "image"):
         save(g, sampled["LATENT"], it.vae)

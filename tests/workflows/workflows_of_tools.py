@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from workflow_graph import Graph
 from workflow_models import SD15
-from workflow_parts import FEW_STEPS, Loaded, empty, load, prompts, sampler, save, saved_as
+from workflow_parts import Loaded, empty, load, prompts, sampler, save, saved_as
 
 
 def tcd_gamma_by_steps_grid(g: Graph) -> None:
@@ -20,6 +20,13 @@ def tcd_gamma_by_steps_grid(g: Graph) -> None:
     )
     with g.group("3 Compare", "sample"):
         latent = empty(g)
+        g.note(
+            "One seed and noise for all cells.\n\n**steps 2, 4, 8**: the columns. **gamma 0, 0.3, 0.6**: "
+            "the rows; more steps take more gamma.\n\n**cfg 1**: for the cells; the teacher has 5.\n\n"
+            "**reference**: the checkpoint without the LoRA, 30 steps of dpmpp_2m, for the first column. "
+            "Distances are those to it. Choose none to save its time.\n\n"
+            "The sheet and a table of the figures are written to the output folder."
+        )
         compared = g.node(
             "TCD_CompareGrid",
             model=it.model,
@@ -37,13 +44,6 @@ def tcd_gamma_by_steps_grid(g: Graph) -> None:
             reference_steps=30,
             reference_cfg=5.0,
             reference_model=it.checkpoint["MODEL"],
-        )
-        g.note(
-            "One seed and noise for all cells.\n\n**steps 2, 4, 8**: the columns. **gamma 0, 0.3, 0.6**: "
-            "the rows; more steps take more gamma.\n\n**cfg 1**: for the cells; the teacher has 5.\n\n"
-            "**reference**: the checkpoint without the LoRA, 30 steps of dpmpp_2m, for the first column. "
-            "Distances are those to it. Choose none to save its time.\n\n"
-            "The sheet and a table of the figures are written to the output folder."
         )
     with g.group("4 Pictures", "image"):
         g.node("PreviewImage", "All pictures, in full size", images=compared["images"])
@@ -87,6 +87,13 @@ def tcd_distill_your_checkpoint(g: Graph) -> None:
             f"{saved_as(SD15)}"
         )
     with g.group("2 Distil", "sample"):
+        g.note(
+            "No data set is needed: the teacher paints what the student learns from.\n\n**prompts**: like "
+            "those that the LoRA will be used with. These are few; some hundreds serve well.\n\n**0**: the "
+            "preset's value for this kind of model. For SD 1.5: 3000 steps, rank 64, cfg 4 to 9 of the "
+            "teacher.\n\nCancel keeps what is there; queued again, it goes on, as long as nothing else has "
+            "changed. The LoRA is my-tcd-lora in every list of LoRAs after a refresh."
+        )
         distilled = g.node(
             "TCD_Distill",
             model=checkpoint["MODEL"],
@@ -97,18 +104,10 @@ def tcd_distill_your_checkpoint(g: Graph) -> None:
             width=512,
             height=512,
         )
-        g.note(
-            "No data set is needed: the teacher paints what the student learns from.\n\n**prompts**: like "
-            "those that the LoRA will be used with. These are few; some hundreds serve well.\n\n**0**: the "
-            "preset's value for this kind of model. For SD 1.5: 3000 steps, rank 64, cfg 4 to 9 of the "
-            "teacher.\n\nCancel keeps what is there; queued again, it goes on, as long as nothing else has "
-            "changed. The LoRA is my-tcd-lora in every list of LoRAs after a refresh."
-        )
     with g.group("3 Validation", "image"):
         g.node("PreviewImage", "1, 2, 4, 8 steps, teacher", images=distilled["validation"])
     words = prompts(g, checkpoint["CLIP"], "a lighthouse on a cliff, waves, evening sun", number=4)
     with g.group("5 Sample", "sample"):
         latent = sampler(g, distilled["MODEL"], words, empty(g, 512, 512))["LATENT"]
-        g.note(FEW_STEPS)
     with g.group("6 Image", "image"):
         save(g, latent, checkpoint["VAE"])
