@@ -12,7 +12,7 @@ import folder_paths
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
-from ..training.checkpoint import save_tensors
+from ..training.checkpoint import save_tensors, sweep
 from ..training.distill import LORA
 from ..training.formats import FORMATS, LoraFile, convert, open_lora
 from .api import advanced, schema
@@ -82,6 +82,7 @@ def save(file: LoraFile, name: str, form: str, notes: str) -> Path:
     if notes.strip():
         metadata |= {"modelspec.description": notes.strip(), "ss_training_comment": notes.strip()}
     path = free_name(loras_folder(), name)
+    sweep(path.parent, path.name)
     save_tensors(path, tensors, metadata)
     return path
 

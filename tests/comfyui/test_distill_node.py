@@ -323,8 +323,12 @@ def test_the_data_of_a_run_are_written_once_and_no_other_take_their_place(
 
 def test_a_saved_lora_in_every_format(inside: Inside, home: Path):
     path = inside("distilled", kind="sd3", name="to save")["path"]
+    cut, others = (home / f"output/loras/.{name}.safetensors.7.tmp" for name in ("kept", "kept by others"))
+    for left in (cut, others):
+        left.write_bytes(b"of a server that was killed, or that writes now")
     first = Path(inside("saved", name="kept", form="kohya", path=path, notes="for 4 steps"))
     assert first == home / "output/loras/kept.safetensors"
+    assert not cut.exists() and others.exists()
     assert Path(inside("saved", name="kept", form="kohya", path="to save")).name == "kept-2.safetensors"
     a, b = load_file(path), load_file(first)
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
