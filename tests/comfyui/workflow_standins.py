@@ -171,10 +171,9 @@ def clip_vision() -> dict[str, Any]:
     )
 
 
-def write(path: Path, layout: Shapes) -> None:
+def filled(layout: Shapes) -> dict[str, Any]:
     """Random weights in half precision: a layer's output is about as large as its input."""
     import torch
-    from safetensors.torch import save_file
 
     source = torch.randn(SOURCE, generator=torch.Generator().manual_seed(len(layout))).half()
 
@@ -189,8 +188,15 @@ def write(path: Path, layout: Shapes) -> None:
         random = source.repeat(repeats)[: like.numel()] if repeats > 1 else source[: like.numel()]
         return (random * (like[0].numel() ** -0.5)).reshape(like.shape)
 
+    return {name: fill(name, like) for name, like in layout.items()}
+
+
+def write(path: Path, layout: Shapes) -> None:
+    """A file of random weights."""
+    from safetensors.torch import save_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: fill(name, like) for name, like in layout.items()}, path)
+    save_file(filled(layout), path)
 
 
 FILES: dict[str, Callable[[], Shapes]] = {
