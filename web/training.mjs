@@ -105,6 +105,7 @@ function hideHosts(node) {
     for (const widget of node.widgets.filter(({ name }) => name.startsWith("$$"))) {
       widget.hidden = true;
       widget.options.hidden = true; // Nodes 2.0 asks for this one
+      widget.computeSize = () => [0, -4]; // some pages keep room for what is hidden: this, and 4 around it
     }
   });
 }

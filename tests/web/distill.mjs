@@ -11,7 +11,7 @@ const facts = () => page.locator('[data-tcd="facts"]').innerText();
 const look = (type) => page.evaluate((type) => {
   const { canvas, graph } = window.app;
   const node = graph._nodes.find((found) => found.comfyClass === type);
-  canvas.ds.scale = 0.8;
+  canvas.ds.scale = 0.7;
   canvas.ds.offset = [200 - node.pos[0], 140 - node.pos[1]];
   canvas.setDirty(true, true);
 }, type);
