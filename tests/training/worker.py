@@ -192,7 +192,9 @@ def together(config: DistillConfig, folder: Path, count: int, lost: int = 0) -> 
 
 def crew(folder: Path) -> dict[str, Any]:
     """The same run alone, by two, by one and then two, and by two of which one is lost on the way."""
-    config = settings(target="ema", student="tcfs", trajectories=3, accumulation=2, batch=2)
+    config = settings(
+        target="ema", student="tcfs", trajectories=3, accumulation=2, batch=2, learning_rate=1e-4
+    )
     finished(fork(partial(run, config, folder / "alone")))
     together(config, folder / "two", 2)
 
