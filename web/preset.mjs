@@ -27,14 +27,16 @@ export function addPreset(node, app, api) {
   }, say.apply);
   const element = frame();
   element.dataset.tcd = "preset";
-  element.append(html("div", { style: { display: "flex", gap: "8px", alignItems: "center", height: "32px" } }, text, button));
-  addDisplay(node, "tcd_preset", element, () => 46);
+  element.append(html("div", { style: { display: "flex", gap: "8px", alignItems: "center", height: "44px" } }, text, button));
+  addDisplay(node, "tcd_preset", element, () => 58);
 
   let [tip, asked] = [null, null];
   const show = (first, second = "", title = "") => {
     const line = { overflow: "hidden", textOverflow: "ellipsis", whiteSpace: "nowrap" };
-    text.replaceChildren(html("div", { style: line }, first),
-      html("div", { style: { ...line, color: COLOUR.muted, fontSize: "10px" } }, second));
+    const lines = { overflow: "hidden", display: "-webkit-box", webkitBoxOrient: "vertical", webkitLineClamp: "2",
+      overflowWrap: "anywhere" };
+    text.replaceChildren(html("div", { style: second ? line : lines }, first),
+      html("div", { style: { ...lines, color: COLOUR.muted, fontSize: "10px" } }, second));
     text.title = title;
     button.style.display = tip ? "" : "none";
   };

@@ -31,7 +31,7 @@ MORE = {
     "TCD_KSampler": 140,
     "TCD_Sampler": 140,
     "TCD_Settings": 140,
-    "TCD_LoraLoader": 170,
+    "TCD_LoraLoader": 182,
 }
 """Pixels for the drawings and texts that these nodes show."""
 SHOWN = ("SaveImage", "PreviewImage", "LoadImage")
