@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
+from subprocess import PIPE
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -14,16 +16,16 @@ import torch
 from tiny import (
     Gaussians,
     Stop,
-    TinyUNet,
     assert_near_run,
     data_free,
     grid_of,
     kind,
     prompts,
-    run,
+    run_tinier,
     same_run,
     settings,
     stop_at,
+    tinier,
     uncond,
 )
 
@@ -36,13 +38,14 @@ from comfyui_tcd.training.state import State
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="fork and resource limits are POSIX")
 WORKER = Path(__file__).with_name("worker.py")
+Ask = Callable[[Path, str], dict[str, Any]]
 
 
 def latents(folder: Path, config: Any) -> CachedLatents:
     path = folder / "latents.safetensors"
     if not path.exists():
-        write_shard(path, torch.randn(9, *TinyUNet.latent_shape, generator=generator(5)), prompts(9))
-    return CachedLatents([path], grid_of(TinyUNet(), config), config.seed)
+        write_shard(path, torch.randn(9, *tinier().latent_shape, generator=generator(5)), prompts(9))
+    return CachedLatents([path], grid_of(tinier(), config), config.seed)
 
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -60,41 +63,49 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("stops", [[1, 2, 3, 4, 5], [3], [2, 5]], ids=str)
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, name: str, stops: list[int]):
+def go(name: str, folder: Path, on_step: Callable[[int, float], None] | None = None) -> None:
+    """One of RUNS, with validations."""
     changes = dict(RUNS[name])
     real = changes.pop("source", None) == "latents"
-    config = settings(**changes, validate_every=2)
+    config, backbone = settings(**changes, validate_every=2), tinier()
+    source: Source = latents(folder.parent, config) if real else data_free(backbone, config, folder)
+    noise = torch.randn(2, *backbone.latent_shape, generator=generator(99))
+    check = Validation(backbone, prompts(2), uncond(), grid_of(backbone, config), 1.0, noise)
+    run_tinier(config, folder, backbone, source, validation=check, on_step=on_step)
 
-    def go(folder: Path, on_step: Callable[[int, float], None] | None = None) -> None:
-        backbone = TinyUNet()
-        source: Source = latents(tmp_path, config) if real else data_free(backbone, config, folder)
-        noise = torch.randn(2, *backbone.latent_shape, generator=generator(99))
-        check = Validation(backbone, prompts(2), uncond(), grid_of(backbone, config), 1.0, noise)
-        run(config, folder, backbone, source, validation=check, on_step=on_step)
 
-    go(tmp_path / "whole")
+@pytest.fixture(scope="module", params=RUNS)
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The name of one of RUNS, and its folder after it ran without a stop."""
+    folder = tmp_path_factory.mktemp("unbroken") / "whole"
+    go(request.param, folder)
+    return request.param, folder
+
+
+@pytest.mark.parametrize("stops", [[1, 2, 3, 4, 5], [3], [2, 5]], ids=str)
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, whole: tuple[str, Path], stops: list[int]):
+    name, unbroken = whole
+    parts = tmp_path / "parts"
     for stop in stops:
         torch.manual_seed(stop)  # whatever the host's random numbers are
         with pytest.raises(Stop, match=f"at {stop}"):
-            go(tmp_path / "parts", stop_at(stop))
-    go(tmp_path / "parts")
-    assert same_run(tmp_path / "parts", tmp_path / "whole")
-    logs = [read_log(tmp_path / f / "log.jsonl") for f in ("parts", "whole")]
-    assert logs[0] == logs[1] and len(logs[0]) == config.steps
-    best = [load_tensors(tmp_path / f / BEST) for f in ("parts", "whole")]
+            go(name, parts, stop_at(stop))
+    go(name, parts)
+    assert same_run(parts, unbroken)
+    logs = [read_log(folder / "log.jsonl") for folder in (parts, unbroken)]
+    assert logs[0] == logs[1] and len(logs[0]) == settings().steps
+    best = [load_tensors(folder / BEST) for folder in (parts, unbroken)]
     assert best[0][1] == best[1][1] and all(torch.equal(best[0][0][k], v) for k, v in best[1][0].items())
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path):
-    first = run(settings(), tmp_path)
+    first = run_tinier(settings(), tmp_path)
     (tmp_path / LORA).unlink()
 
     def refuse(done: int, loss: float) -> None:
         raise AssertionError("a step was made")
 
-    again = run(settings(), tmp_path, on_step=refuse)
+    again = run_tinier(settings(), tmp_path, on_step=refuse)
     assert again == first
     assert (tmp_path / LORA).is_file()
 
@@ -102,18 +113,18 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path):
 def test_steps_after_the_checkpoint_are_made_again(tmp_path: Path):
     """As after a kill at step 5 with a checkpoint of step 4: the log, the shards and the LoRA are ahead."""
     config = settings(save_every=4)
-    run(config, tmp_path / "whole")
+    run_tinier(config, tmp_path / "whole")
     with pytest.raises(Stop):
-        run(config, tmp_path / "parts", on_step=stop_at(4))
+        run_tinier(config, tmp_path / "parts", on_step=stop_at(4))
     kept = (tmp_path / "parts" / CHECKPOINT).read_bytes()
     with pytest.raises(Stop):
-        run(config, tmp_path / "parts", on_step=stop_at(5))
+        run_tinier(config, tmp_path / "parts", on_step=stop_at(5))
     (tmp_path / "parts" / CHECKPOINT).write_bytes(kept)
     with (tmp_path / "parts" / "log.jsonl").open("a") as log:
         log.write('{"step": 6, "loss": 0.')  # cut in the middle of a line
     left = tmp_path / "parts" / f".{CHECKPOINT}.123.tmp"
     left.write_bytes(b"half a file")
-    run(config, tmp_path / "parts")
+    run_tinier(config, tmp_path / "parts")
     assert same_run(tmp_path / "parts", tmp_path / "whole")
     assert [r["step"] for r in read_log(tmp_path / "parts" / "log.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert not left.exists()
@@ -121,7 +132,7 @@ def test_steps_after_the_checkpoint_are_made_again(tmp_path: Path):
 
 def test_a_checkpoint_holds_all_that_a_run_is(tmp_path: Path):
     config = settings(student="tcfs", target="ema")
-    run(config, tmp_path)
+    run_tinier(config, tmp_path)
     tensors, metadata = load_tensors(tmp_path / CHECKPOINT)
     progress = json.loads(metadata["progress"])
     assert progress["step"] == 6 and progress["config"] == config.as_dict()
@@ -133,16 +144,16 @@ def test_a_checkpoint_holds_all_that_a_run_is(tmp_path: Path):
 
 
 def test_other_settings_are_refused_by_name_and_nothing_changes(tmp_path: Path):
-    run(settings(), tmp_path)
+    run_tinier(settings(), tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     with pytest.raises(ValueError, match=r"other settings \(learning_rate, w_max\); use the same settings"):
-        run(settings(learning_rate=2e-3, w_max=9.0), tmp_path)
+        run_tinier(settings(learning_rate=2e-3, w_max=9.0), tmp_path)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def test_a_run_on_another_network_is_refused(tmp_path: Path):
     config = settings(rank=1, cache_teacher=False)
-    run(config, tmp_path)
+    run_tinier(config, tmp_path)
     backbone = Gaussians([0.0, *range(199, 1000, 200)], 0.9, 0.5, (1, 4, 4))
     path = tmp_path / "latents.safetensors"
     write_shard(path, torch.randn(4, 1, 4, 4), kind(1, 4))
@@ -157,10 +168,10 @@ def test_a_run_on_another_network_is_refused(tmp_path: Path):
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path):
     save_tensors(tmp_path / CHECKPOINT, {"a": torch.ones(1)}, {})
     with pytest.raises(ValueError, match="not a checkpoint of a run; move it away or choose another folder"):
-        run(settings(), tmp_path)
+        run_tinier(settings(), tmp_path)
     (tmp_path / CHECKPOINT).write_bytes(b"cut")
     with pytest.raises(ValueError, match=f"{CHECKPOINT}: not a whole safetensors file"):
-        run(settings(), tmp_path)
+        run_tinier(settings(), tmp_path)
 
 
 # Files that are whole or absent.
@@ -207,22 +218,37 @@ def test_the_state_is_saved_as_it_is_while_parameters_are_lent(tmp_path: Path):
 # In processes of their own: what no exception can stand for.
 
 
-def worker(folder: Path, scene: str) -> dict[str, Any]:
-    """Run a scene of `worker.py`, which imports once and forks for each of its runs."""
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(folder), scene],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Generator[Ask]:
+    """Runs a scene of `worker.py`, one process for all of them."""
+    log = tmp_path_factory.mktemp("worker") / "log.txt"
+    command = [sys.executable, str(WORKER)]
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command, text=True, stdin=PIPE, stdout=PIPE, stderr=errors) as process,
+    ):
+        questions, answers = process.stdin, process.stdout
+        assert questions and answers
+
+        def ask(folder: Path, scene: str) -> dict[str, Any]:
+            late = Timer(600, process.kill)
+            late.start()
+            questions.write(json.dumps([scene, str(folder)]) + "\n")
+            questions.flush()
+            answer = answers.readline()
+            late.cancel()
+            assert answer, f"the worker died:\n{log.read_text()}"
+            seen = json.loads(answer)
+            assert "error" not in seen, f"{seen['error']}\n{log.read_text()}"
+            return seen
+
+        yield ask
+        questions.close()
 
 
 @posix
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_resumes_from_a_whole_checkpoint(tmp_path: Path):
+def test_a_run_killed_at_random_moments_resumes_from_a_whole_checkpoint(tmp_path: Path, worker: Ask):
     seen = worker(tmp_path, "kill")
     assert seen["kills"] == 20, "each has to hit a run"
     assert seen["steps"] == sorted(seen["steps"]), "no kill may lose a checkpoint"
@@ -233,7 +259,7 @@ def test_a_run_killed_at_random_moments_resumes_from_a_whole_checkpoint(tmp_path
 
 
 @posix
-def test_a_lora_is_whole_whenever_its_writer_is_killed(tmp_path: Path):
+def test_a_lora_is_whole_whenever_its_writer_is_killed(tmp_path: Path, worker: Ask):
     seen = worker(tmp_path, "publish")
     versions = seen["versions"]
     assert len(versions) == 21 and versions == sorted(versions) and versions[-1] >= 20
@@ -242,7 +268,7 @@ def test_a_lora_is_whole_whenever_its_writer_is_killed(tmp_path: Path):
 
 @posix
 @pytest.mark.slow
-def test_a_full_disk_stops_with_a_message_and_the_last_checkpoint_stays(tmp_path: Path):
+def test_a_full_disk_stops_with_a_message_and_the_last_checkpoint_stays(tmp_path: Path, worker: Ask):
     """A limit of the file size, at which writing fails as it does on a full disk."""
     seen = worker(tmp_path, "full")
     assert set(seen) == {"checkpoint", "pairs"}
@@ -259,7 +285,7 @@ def test_a_full_disk_stops_with_a_message_and_the_last_checkpoint_stays(tmp_path
 
 @posix
 @pytest.mark.slow
-def test_processes_share_a_run_and_the_weights_are_those_of_one(tmp_path: Path):
+def test_processes_share_a_run_and_the_weights_are_those_of_one(tmp_path: Path, worker: Ask):
     """Two by gloo, also after a resume with another number of them, and after one was lost."""
     seen = worker(tmp_path, "crew")
     assert 0 < seen["lost at"] < 6
@@ -269,7 +295,7 @@ def test_processes_share_a_run_and_the_weights_are_those_of_one(tmp_path: Path):
 
 @posix
 @pytest.mark.slow
-def test_processes_agree_on_a_plan_and_one_out_of_memory_ends_them_all(tmp_path: Path):
+def test_processes_agree_on_a_plan_and_one_out_of_memory_ends_them_all(tmp_path: Path, worker: Ask):
     """With unlike free memory; in the end each is told by its own error how to go on."""
     seen = worker(tmp_path, "memory")
     kept, recomputed, _ = seen["plans"]
@@ -293,22 +319,22 @@ def test_processes_agree_on_a_plan_and_one_out_of_memory_ends_them_all(tmp_path:
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="batch 4 cannot be shared by 3 processes; choose a multiple of 3"):
-        run(settings(), tmp_path, crew=Crew(0, 3))
+        run_tinier(settings(), tmp_path, crew=Crew(0, 3))
 
 
 @pytest.mark.parametrize("ahead", [1, 2])
 def test_a_run_that_reads_its_figures_late_is_the_same_run(tmp_path: Path, ahead: int):
     """As on an accelerator, which is not waited for."""
     config = settings(save_every=3)
-    run(config, tmp_path / "whole")
+    run_tinier(config, tmp_path / "whole")
     steps: list[int] = []
-    run(config, tmp_path / "late", ahead=ahead, on_step=lambda done, loss: steps.append(done))
+    run_tinier(config, tmp_path / "late", ahead=ahead, on_step=lambda done, loss: steps.append(done))
     assert steps == [1, 2, 3, 4, 5, 6]
     with pytest.raises(Stop, match="at 4"):
-        run(config, tmp_path / "parts", ahead=ahead, on_step=stop_at(4))
+        run_tinier(config, tmp_path / "parts", ahead=ahead, on_step=stop_at(4))
     progress = json.loads(load_tensors(tmp_path / "parts" / CHECKPOINT)[1]["progress"])
     assert progress["step"] == min(4 + ahead, 6), "what the device had done by then is kept"
-    run(config, tmp_path / "parts", ahead=ahead)
+    run_tinier(config, tmp_path / "parts", ahead=ahead)
     for name in ("late", "parts"):
         assert same_run(tmp_path / name, tmp_path / "whole")
         assert read_log(tmp_path / name / "log.jsonl") == read_log(tmp_path / "whole" / "log.jsonl")
@@ -319,7 +345,7 @@ def test_after_a_loss_that_is_not_finite_nothing_changes(tmp_path: Path, ahead: 
     """Not the weights either, though the device was a step ahead of the message."""
     config = settings(save_every=2)
     inside: dict[str, Any] = {}
-    backbone = TinyUNet()
+    backbone = tinier()
 
     def start(student: Student) -> None:
         inside["parameters"] = student.parameters()
@@ -330,7 +356,7 @@ def test_after_a_loss_that_is_not_finite_nothing_changes(tmp_path: Path, ahead: 
             backbone.before = lambda x: x.fill_(torch.nan)  # pyright: ignore[reportAttributeAccessIssue]
 
     with pytest.raises(ValueError, match=r"loss nan, .* at step 3: the run diverged") as caught:
-        run(config, tmp_path, backbone, inside=start, on_step=spoil, ahead=ahead)
+        run_tinier(config, tmp_path, backbone, inside=start, on_step=spoil, ahead=ahead)
     del caught
     for name, parameter in inside["parameters"].items():
         assert torch.equal(parameter.detach(), inside["before"][name]), name

@@ -76,6 +76,15 @@ class TinyUNet:
         return ((latents[:, :3].permute(0, 2, 3, 1) + 1) * 127.5).clamp(0, 255).to(torch.uint8)
 
 
+def tinier() -> TinyUNet:
+    """Its middle block alone, for tests of what a run does and not of what a network is."""
+    backbone = TinyUNet()
+    assert isinstance(backbone.network, UNet)
+    backbone.network.input_blocks = backbone.network.input_blocks[:1]  # the convolution from the latents
+    backbone.network.output_blocks = nn.ModuleList()
+    return backbone
+
+
 class Scalar(nn.Module):
     """`eps = factor[kind, t] x`, the factors being the weights of one linear layer, so that a LoRA can learn
     them.
@@ -239,3 +248,10 @@ def run(
         source = source or data_free(backbone, config, folder, crew=options.get("crew", ALONE))
         grid = grid_of(backbone, config)
         return distill(config, student, source, uncond(), grid, folder, quiet=True, **options)
+
+
+def run_tinier(
+    config: DistillConfig, folder: Path, backbone: TinyUNet | None = None, *given: Any, **options: Any
+) -> Outcome:
+    """`run` on the tinier network."""
+    return run(config, folder, backbone or tinier(), *given, **options)

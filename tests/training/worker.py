@@ -1,6 +1,7 @@
-"""Runs that are killed, or find the disk full, in processes of their own: `python worker.py FOLDER SCENE`.
+"""Runs that are killed, or find the disk full, in processes of their own.
 
-Imports once and forks for each run, because importing takes longer than the run. Prints what it saw as JSON.
+Reads `["SCENE", "FOLDER"]` line by line, and answers each with what it saw, or `{"error": ...}`, as a line of
+JSON. Imports once and forks for each run, because importing takes longer than the run.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch.distributed as dist
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 import conftest  # noqa: E402, F401  # pyright: ignore[reportUnusedImport]  (names the pack)
-from tiny import Stop, TinyUNet, prompts, run, settings, stop_at, uncond  # noqa: E402
+from tiny import Stop, prompts, run_tinier, settings, stop_at, tinier, uncond  # noqa: E402
 
 from comfyui_tcd.training.checkpoint import load_tensors, save_tensors  # noqa: E402
 from comfyui_tcd.training.config import DistillConfig  # noqa: E402
@@ -78,12 +79,12 @@ def kill(folder: Path) -> dict[str, Any]:
     """SIGKILL at random moments: before the first checkpoint, while one is written, between two."""
     config = settings(steps=60, save_every=1, batch=2, target="ema", student="tcfs")
     began = time.monotonic()
-    finished(fork(partial(run, config, folder / "whole")))
+    finished(fork(partial(run_tinier, config, folder / "whole")))
     step = (time.monotonic() - began) / config.steps
     kills, steps = 0, [0]
     chance = random.Random(0)
     while kills < KILLS:
-        pid = fork(partial(run, config, folder / "killed"))
+        pid = fork(partial(run_tinier, config, folder / "killed"))
         saved(folder / "killed" / CHECKPOINT, chance.randint(0, 3), pid)
         time.sleep(step * chance.random())
         os.kill(pid, signal.SIGKILL)
@@ -94,7 +95,7 @@ def kill(folder: Path) -> dict[str, Any]:
         steps.append(step_of(folder / "killed"))
         loras = folder / "killed" / LORA
         assert not loras.exists() or load_tensors(loras)
-    finished(fork(partial(run, config, folder / "killed")))
+    finished(fork(partial(run_tinier, config, folder / "killed")))
     return {"kills": kills, "steps": steps}
 
 
@@ -128,10 +129,10 @@ def limited(config: DistillConfig, folder: Path, begin: int, limit: int, answer:
     """A run of `begin` steps, then on where files may have `limit` bytes; tells how it ended."""
     if begin:
         with suppress(Stop):
-            run(config, folder, on_step=stop_at(begin))
+            run_tinier(config, folder, on_step=stop_at(begin))
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
-        run(config, folder)
+        run_tinier(config, folder)
     except BaseException as error:
         result = [type(error).__name__, str(error)]
     else:
@@ -143,7 +144,7 @@ def limited(config: DistillConfig, folder: Path, begin: int, limit: int, answer:
 def full(folder: Path) -> dict[str, Any]:
     """No file may grow beyond a limit: less than the checkpoint or the shard need."""
     config = settings(steps=4, save_every=2)
-    finished(fork(partial(run, config, folder / "whole")))
+    finished(fork(partial(run_tinier, config, folder / "whole")))
     size = (folder / "whole" / CHECKPOINT).stat().st_size
     settings_file = (folder / "whole" / "config.toml").stat().st_size
     seen: dict[str, Any] = {}
@@ -154,14 +155,14 @@ def full(folder: Path) -> dict[str, Any]:
         with os.fdopen(read) as told:
             seen[name] = json.loads(told.read())
         finished(pid)
-        finished(fork(partial(run, config, folder / name)))
+        finished(fork(partial(run_tinier, config, folder / name)))
     return seen
 
 
 def member(config: DistillConfig, folder: Path, rank: int, count: int, meeting: Path, lost: int) -> None:
     """One process of a run. At step `lost` the last one is gone without a word."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count)
-    backbone = TinyUNet()
+    backbone = tinier()
     calls = 0
 
     def before(_x: object) -> None:
@@ -172,7 +173,7 @@ def member(config: DistillConfig, folder: Path, rank: int, count: int, meeting: 
 
     backbone.before = before
     try:
-        run(config, folder, backbone, crew=Crew(rank, count))
+        run_tinier(config, folder, backbone, crew=Crew(rank, count))
     except ConnectionError as error:
         assert lost and "another process of this run has ended" in str(error)
     dist.destroy_process_group()
@@ -195,25 +196,25 @@ def crew(folder: Path) -> dict[str, Any]:
     config = settings(
         target="ema", student="tcfs", trajectories=3, accumulation=2, batch=2, learning_rate=1e-4
     )
-    finished(fork(partial(run, config, folder / "alone")))
+    finished(fork(partial(run_tinier, config, folder / "alone")))
     together(config, folder / "two", 2)
 
     def cut() -> None:
         with suppress(Stop):
-            run(config, folder / "changed", on_step=stop_at(3))
+            run_tinier(config, folder / "changed", on_step=stop_at(3))
 
     finished(fork(cut))
     together(config, folder / "changed", 2)
     together(config, folder / "lost", 2, lost=22)
     step = step_of(folder / "lost")
-    finished(fork(partial(run, config, folder / "lost")))
+    finished(fork(partial(run_tinier, config, folder / "lost")))
     return {"lost at": step}
 
 
 def short(folder: Path, rank: int, meeting: Path, full: int, answer: int, options: dict[str, Any]) -> None:
     """One process of two, that runs out of memory at its `full`th forward; tells its plans and its end."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    backbone, told = TinyUNet(), list[str]()
+    backbone, told = tinier(), list[str]()
     calls = 0
 
     def count(_x: object) -> None:
@@ -253,7 +254,7 @@ def both(folder: Path, *full: int, **options: Any) -> list[Any]:
 def memory(folder: Path) -> dict[str, Any]:
     """Two processes with unlike free memory; with too little in one; and one that runs out of it."""
     config = settings()
-    able = plans(needs(config, TinyUNet(), prompts(3)), config, 2)
+    able = plans(needs(config, tinier(), prompts(3)), config, 2)
     least = able[-1].need
     seen: dict[str, Any] = {"plans": [str(plan) for plan in able]}
     seen["unlike"] = both(folder / "unlike", 0, 0, free=[2**40, able[1].need], changes={})
@@ -269,6 +270,18 @@ def memory(folder: Path) -> dict[str, Any]:
 
 SCENES = {"memory": memory, "kill": kill, "publish": publish, "full": full, "crew": crew}
 
-if __name__ == "__main__":
+
+def main() -> None:
     torch.set_num_threads(1)  # a process of several threads must not fork
-    sys.stdout.write(json.dumps(SCENES[sys.argv[2]](Path(sys.argv[1]))))
+    for line in sys.stdin:
+        scene, folder = json.loads(line)
+        try:
+            seen = SCENES[scene](Path(folder))
+        except Exception:
+            seen = {"error": traceback.format_exc()}
+        sys.stdout.write(json.dumps(seen) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
