@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..samplers import DiscreteSchedule, Point, Predict, to_x0_eps
+from ..samplers import DiscreteSchedule, Point, Predict, Schedule, placed, timesteps, to_x0_eps
 from ..training.backbone import Cond
 from ..training.checkpoint import load_tensors, save_tensors
 from .avatars import SLOTS, Labels
@@ -52,7 +52,11 @@ class EmbeddedModel(nn.Module):
         self.text = TextEncoder(config.context_dim)
         self.vae: VAE | None = None  # loaded when the first picture is decoded
         self.told: Callable[[Predict], Predict] | None = None  # set where the network is a TCF(S+) student
-        self.schedule = DiscreteSchedule.from_betas("scaled_linear", 0.00085, 0.012, 1000)
+        self.schedule: Schedule = DiscreteSchedule.from_betas("scaled_linear", 0.00085, 0.012, 1000)
+
+    def times(self, steps: int) -> list[float]:
+        """Where the official sampler evaluates a student of so many steps, in the model's own time."""
+        return [float(t) for t in timesteps(steps)]
 
     @property
     def device(self) -> torch.device:
@@ -81,7 +85,7 @@ class EmbeddedModel(nn.Module):
         """The network as the samplers see it: `(x [B, 8, 4, 4], now, target) -> (x0, eps)`."""
 
         def predict(x: Tensor, now: Point, target: Point) -> tuple[Tensor, Tensor]:
-            t = now.t.to(x.device).expand(len(x))
+            t = placed(now.t, x.device).expand(len(x))
             return to_x0_eps(PREDICTION, self.unet(x, t, cond["context"], cond["pooled"]), x, now.level)
 
         return predict

@@ -14,7 +14,7 @@ A network becomes a `Predict`, `(x, now, target) -> (x0, eps)`; a time of it is 
     x = sample(predict, torch.randn(shape), steps, noise=lambda: torch.randn(shape))
 """
 
-from .levels import PREDICTIONS, Level, Point, compute_dtype, from_x0_eps, to_x0_eps
+from .levels import PREDICTIONS, Level, Point, compute_dtype, from_x0_eps, placed, rows, to_x0_eps
 from .schedules import DiscreteSchedule, FlowSchedule, Schedule
 from .sss import Callback, Order, Step, noise_to, plan, renoise, sample, through, transition
 from .tcf import Denoised, Predict, first_order, multistep, tcf1, tcf2
@@ -40,8 +40,10 @@ __all__ = [
     "multistep",
     "noise_to",
     "origin",
+    "placed",
     "plan",
     "renoise",
+    "rows",
     "sample",
     "target",
     "tcf1",

@@ -70,7 +70,21 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 def rows(values: Tensor, x: Tensor) -> Tensor:
     """[] or [B], one value per sample, shaped and placed to broadcast against `x [B, C, ...]`."""
-    return values.reshape(-1, *([1] * (x.ndim - 1))).to(x.device)
+    return placed(values.reshape(-1, *([1] * (x.ndim - 1))), x.device)
+
+
+WAITING = ("mps", "xpu")
+"""Devices whose copies may still read memory that is somebody else's by then."""
+STAGED = 2**16
+"""Bytes that a CUDA driver takes from ordinary memory at once; more has to come from pinned memory."""
+
+
+def placed(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`; from the CPU without waiting for what the device still has to do before."""
+    ahead = values.device.type == "cpu" and device.type not in WAITING
+    if ahead and device.type == "cuda" and values.nbytes > STAGED:
+        values = values.pin_memory()
+    return values.to(device, non_blocking=ahead)
 
 
 def combine(a: Scale, x: Tensor, b: Scale, y: Tensor) -> Tensor:

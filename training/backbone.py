@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..samplers import Level, Point, Predict, Schedule
+from ..samplers import Level, Point, Predict, Schedule, placed
 
 Cond = Mapping[str, Tensor]
 """An encoded batch of prompts: tensors by name, batch first (tokens, pooled text, sizes, ...)."""
@@ -47,7 +47,9 @@ class Backbone(Protocol):
 
 def take(cond: Cond, index: Tensor | slice) -> dict[str, Tensor]:
     """Some rows of a batch of prompts."""
-    return {name: value[index] for name, value in cond.items()}
+    if isinstance(index, slice):
+        return {name: value[index] for name, value in cond.items()}
+    return {name: value[placed(index, value.device)] for name, value in cond.items()}
 
 
 def repeat(cond: Cond, count: int) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..samplers import DiscreteSchedule, Point, Predict, Schedule, to_x0_eps
+from ..samplers import DiscreteSchedule, Point, Predict, Schedule, placed, to_x0_eps
 from .backbone import Cond, concat, fingerprint
 
 PIPELINES = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl"}
@@ -48,7 +48,7 @@ class DiffusersBackbone:
         added = {name: value.to(network.dtype) for name, value in added.items()}
 
         def predict(x: Tensor, now: Point, target: Point) -> tuple[Tensor, Tensor]:
-            t = now.t.to(x.device, torch.float32).expand(len(x))
+            t = placed(now.t.float(), x.device).expand(len(x))
             out = network(x.to(network.dtype), t, context, added_cond_kwargs=added, return_dict=False)[0]
             return to_x0_eps(self.prediction, out.float(), x, now.level)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..samplers import FlowSchedule, Level, Point, Predict, Schedule, first_order, tcf2
+from ..samplers import FlowSchedule, Level, Point, Predict, Schedule, first_order, placed, rows, tcf2
 from .backbone import Backbone, Cond, Prediction, cond_and_uncond
 from .config import DistillConfig
 
@@ -119,7 +119,7 @@ def guided(cond: Prediction, uncond: Prediction, w: Tensor) -> Prediction:
     """The augmented PF-ODE's prediction, `eps_uncond + (1 + w)(eps_c - eps_uncond)`, and likewise x0. `w
     [B]`.
     """
-    cfg = (1.0 + w).to(cond[0]).reshape(-1, *([1] * (cond[0].ndim - 1)))
+    cfg = rows((1.0 + w).to(cond[0].dtype), cond[0])
     return cond[0].lerp(uncond[0], 1 - cfg), cond[1].lerp(uncond[1], 1 - cfg)
 
 
@@ -169,7 +169,7 @@ def all_s_distance(student: Prediction, target: Prediction, moments: Tensor) -> 
     dx0 = (student[0].float() - target[0].float()).flatten(1)
     deps = (student[1].float() - target[1].float()).flatten(1)
     terms = torch.stack([dx0.square().mean(1), 2 * (dx0 * deps).mean(1), deps.square().mean(1)], dim=1)
-    return (moments.to(terms) * terms).sum(1)
+    return (placed(moments.to(terms.dtype), terms.device) * terms).sum(1)
 
 
 class Batch(NamedTuple):

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..samplers import Level, tcf1
+from ..samplers import Level, placed, tcf1
 from .backbone import Backbone, Cond, Prediction, cond_and_uncond, repeat, size, take
 from .checkpoint import load_tensors, save_tensors, sweep
 from .objective import TimeGrid, guided
@@ -150,12 +150,12 @@ class Trajectories:
             ]
         )
         pick = order[turn * total : (turn + 1) * total][part]
-        x, n = data["x"][pick].to(self.device), data["n"][pick]
+        x, n = placed(data["x"][pick], self.device), data["n"][pick]
         cond = take(self.prompts, self._prompts_of(shard)[data["row"][pick]])
         if not self.keep_teacher:
             return Pairs(x, n, cond, None)
         now = self.grid.at(n).level
-        on, off = data["x0_c"][pick].to(self.device), data["x0_uncond"][pick].to(self.device)
+        on, off = (placed(data[k][pick], self.device) for k in ("x0_c", "x0_uncond"))
         return Pairs(x, n, cond, ((on, eps_of(x, on, now)), (off, eps_of(x, off, now))))
 
     def _prompts_of(self, shard: int) -> Tensor:
@@ -240,10 +240,10 @@ class CachedLatents:
         pick = torch.randint(len(self.latents), (total,), generator=draw)[part]
         n = torch.randint(1, self.grid.n + 1, (total,), generator=draw)[part]
         noise = torch.randn(total, *self.latents.shape[1:], generator=draw)[part]
-        x0 = self.latents[pick].float().to(self.device)
+        x0 = placed(self.latents[pick].float(), self.device)
         level = self.grid.at(n).level.broadcast(x0)
-        cond = {k: v.to(self.devices.get(k, self.device)) for k, v in take(self.cond, pick).items()}
-        return Pairs(level.alpha * x0 + level.sigma * noise.to(x0), n, cond, None)
+        cond = {k: placed(v, self.devices.get(k, self.device)) for k, v in take(self.cond, pick).items()}
+        return Pairs(level.alpha * x0 + level.sigma * placed(noise, x0.device), n, cond, None)
 
 
 def write_shard(path: Path, latents: Tensor, cond: Cond) -> None:

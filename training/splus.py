@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..samplers import Point, Predict
+from ..samplers import Point, Predict, placed
 
 PREFIX = "tcd_s_embed."
 _TIME = ("time_embed", "time_embedding")
@@ -57,7 +57,7 @@ class TargetEmbedding(nn.Module):
         """`predict`, with the target's time handed to the network at each call."""
 
         def with_s(x: Tensor, now: Point, target: Point) -> tuple[Tensor, Tensor]:
-            self.s = target.t.to(x.device).expand(len(x))
+            self.s = placed(target.t, x.device).expand(len(x))
             try:
                 return predict(x, now, target)
             finally:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from comfyui_tcd.embedded.unet import UNet, UNetConfig
-from comfyui_tcd.samplers import DiscreteSchedule, Point, Predict, Schedule, to_x0_eps
+from comfyui_tcd.samplers import DiscreteSchedule, Point, Predict, Schedule, placed, to_x0_eps
 from comfyui_tcd.training.backbone import Cond
 from comfyui_tcd.training.checkpoint import load_tensors
 from comfyui_tcd.training.config import DistillConfig
@@ -68,7 +68,9 @@ class TinyUNet:
                 self.before(x)
             dtype = self.network.get_submodule("label_emb.0.0").weight.dtype
             y, context, pooled = (v.to(dtype) for v in (x, cond["context"], cond["pooled"]))  # pyright: ignore
-            return to_x0_eps("v", self.network(y, now.t.expand(len(x)), context, pooled), x, now.level)
+            return to_x0_eps(
+                "v", self.network(y, placed(now.t, x.device).expand(len(x)), context, pooled), x, now.level
+            )
 
         return predict
 
