@@ -238,6 +238,18 @@ def report(sections: Mapping[str, Sequence[Row]], settings: Mapping[str, Any]) -
     if rows := sections.get("rates"):
         about = f"Frechet distances by learning rate, seed 0, {rows[0]['samples']} other samples:"
         parts += ["", about, "", rates(rows)]
+    if rows := sections.get("reuse"):
+        said = "Frechet distance to the guided teacher's pictures, by how often each pair of it is used:"
+        named = [{**r, "method": f"{r['reuse']} times"} for r in rows]
+        parts += ["", "## Pairs used again", "", said, "", by_steps(named)]
+    if rows := sections.get("flow"):
+        said = (
+            "The same network by velocities, distilled and sampled as a flow model; Frechet distance to what "
+            "it draws guided, by Euler's method, in 20 steps:"
+        )
+        named = [r if r["gamma"] is None else {**r, "method": f"TCD, gamma {r['gamma']:g}"} for r in rows]
+        parts += ["", "## As a flow model", "", said, "", by_steps(named)]
+        parts += ["", "Prompt accuracy:", "", by_steps(named, "prompt_accuracy")]
     return "\n".join(parts) + "\n"
 
 

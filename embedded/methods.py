@@ -62,7 +62,7 @@ def sample_student(
     model: EmbeddedModel, prompts: Prompts, steps: int, gamma: float, *, order: int = 1, end: str = "official"
 ) -> Tensor:
     """Pictures of a few-step student, unguided: uint8 `[B, 16, 16, 3]`. `gamma = 1` is LCM's sampler."""
-    turns = plan(model.schedule, timesteps(steps), gamma, end)
+    turns = plan(model.schedule, model.times(steps), gamma, end)
     done: list[Tensor] = []
     for first, labels, noise in prompts.chunks():
         draw = generator(prompts.seed, 32, first)
@@ -122,6 +122,17 @@ def sample_teacher(
             _, eps = predict(x, now, now)
             x = scheduler.step(eps, t, x).prev_sample
         done.append(model.decode(x))
+    return torch.cat(done)
+
+
+@torch.no_grad()
+def sample_guided(model: EmbeddedModel, prompts: Prompts, steps: int, cfg: float) -> Tensor:
+    """Pictures of the guided teacher by our own sampler without noise: DDIM, on a flow model Euler."""
+    turns = plan(model.schedule, model.times(steps), 0.0)
+    done: list[Tensor] = []
+    for _, labels, noise in prompts.chunks():
+        predict = guided_predictor(model, labels, cfg)
+        done.append(model.decode(sample(predict, noise, turns, noise.clone)))
     return torch.cat(done)
 
 

@@ -32,6 +32,7 @@ NAMES = {
     "lcm": "LCM (shipped LoRA)",
     "ddim": "teacher, DDIM",
     "dpmpp_2s": "teacher, DPM-Solver++(2S)",
+    "euler": "teacher, Euler",
     "autoencoder": "floor: real pictures, autoencoded",
     "real": "real pictures",
 }

@@ -25,9 +25,10 @@ from ..training.distill import LORA
 from ..training.lora import load_lora
 from .claims import report
 from .compare import CFG, GAMMA, SOLVERS, STEPS, compare, draw_gammas, draw_steps, evaluation_prompts
+from .flow import FlowModel
 from .live import distil_embedded
 from .measures import Gaussian, Judge
-from .methods import Prompts, sample_student, sample_teacher, with_lora
+from .methods import Prompts, sample_guided, sample_student, sample_teacher, with_lora
 from .model import EmbeddedModel
 from .pictures import text_table
 from .sample import LCM_LORA, TCD_LORA
@@ -56,8 +57,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "short": {"steps": ITERATIONS // 4},
 }
 AGAINST_TEACHER = "tcd, against the teacher"  # and what the pictures are compared with
+REUSE = (2, 4)  # how often a pair of the teacher's trajectories is used
 
-PARTS = ("table1", "teacher", "figure6", "table2", "variants")
+PARTS = ("table1", "teacher", "figure6", "table2", "variants", "reuse", "flow")
 
 Row = dict[str, Any]
 
@@ -93,9 +95,9 @@ class Reproduction:
     def stage(self, part: str, name: str, make: Callable[[], list[Row]]) -> list[Row]:
         """Rows of a stage, from its file if it is done; none of a part that is not asked for."""
         path = self.out / "stages" / f"{name}.json"
-        if part not in self.parts and not path.is_file():
+        if part not in self.parts and not self.has(name):
             return []
-        if path.is_file():
+        if self.has(name):
             rows: list[Row] = json.loads(path.read_text("utf-8"))
             return rows
         self.say(f"stage {name}")
@@ -106,20 +108,37 @@ class Reproduction:
         scratch.replace(path)
         return rows
 
+    def has(self, name: str) -> bool:
+        """Whether a stage is done."""
+        return (self.out / "stages" / f"{name}.json").is_file()
+
     def say(self, line: str) -> None:
         print(f"[{(time.monotonic() - self.began) / 60:6.1f} min] {line}", flush=True)
 
-    def student(self, name: str, settings: Mapping[str, Any], rate: float, seed: int) -> EmbeddedModel:
+    def student(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        rate: float,
+        seed: int,
+        teacher: EmbeddedModel | None = None,
+    ) -> EmbeddedModel:
         """A distilled student, from its file if it is done."""
+        teacher = teacher or self.teacher
         folder = self.out / "students" / f"{name}-lr{rate:g}-seed{seed}"
         values: dict[str, Any] = {"steps": ITERATIONS, **SETTINGS, **settings}
         config = DistillConfig.resolve("embedded", **values, learning_rate=rate, seed=seed, save_every=200)
         if not finished(folder / LORA, config.steps):
             self.say(f"distilling {folder.name}: {config.steps} iterations of {config.batch}")
-            distil_embedded(self.teacher, config, folder, validate=False)
+            distil_embedded(teacher, config, folder, validate=False)
             for pairs in folder.glob("pairs-*"):
                 pairs.unlink()
-        return with_lora(self.teacher, folder / LORA)
+        return with_lora(teacher, folder / LORA)
+
+    def against(self, pictures: Tensor) -> Judge:
+        """The judge whose distances are to these pictures instead of real ones."""
+        features, _ = self.judge.classifier.judge(pictures)
+        return replace(self.judge, real=Gaussian.of(features))
 
     def best_rate(self, method: str) -> float:
         """The learning rate of the grid whose seed-0 student is nearest to real pictures, on average over 2
@@ -194,7 +213,8 @@ def run(args: argparse.Namespace) -> int:
     gamma = work.best_gamma(rates["tcd"])
     work.say(f"best learning rates of {list(RATES)}: {rates}; best gamma of {list(TUNED)}: {gamma}")
     rate = rates["tcd"]
-    forms = {form: work.best_rate(form) if "table2" in work.parts else rate for form in FORMS}
+    told = [form for form in FORMS if "table2" in work.parts or work.has(f"rates-{form}")]
+    forms = {form: work.best_rate(form) for form in told}
     sections: dict[str, list[Row]] = {
         "table1": table_1(work, rates, gamma),
         "close": close(work, rates, gamma),
@@ -211,6 +231,8 @@ def run(args: argparse.Namespace) -> int:
             *against_teacher(work, rate),
             *(row for name in VARIANTS for row in variant(work, rate, name)),
         ],
+        "reuse": reuse(work, rate, SEEDS[0]),
+        "flow": flow(work, rate, SEEDS[0]),
     }
     settings = {
         "samples": args.samples, "iterations": ITERATIONS, "seeds": list(SEEDS), "rates": list(RATES),
@@ -353,10 +375,8 @@ def against_teacher(work: Reproduction, rate: float) -> list[Row]:
 
     def measure() -> list[Row]:
         prompts = evaluation_prompts(len(work.more.labels) // 2, seed=6)
-        pictures = sample_teacher(work.teacher, prompts, "ddim", max(STEPS), CFG)
-        features, _ = work.judge.classifier.judge(pictures)
+        judge = work.against(sample_teacher(work.teacher, prompts, "ddim", max(STEPS), CFG))
         student = work.student("tcd", METHODS["tcd"], rate, 0)
-        judge = replace(work.judge, real=Gaussian.of(features))
         return work.gammas(student, AGAINST_TEACHER, (4, 8), judge)
 
     return work.stage("variants", "against-teacher", measure)
@@ -369,10 +389,7 @@ def by_rate(work: Reproduction, best: float) -> list[Row]:
 
     def measure() -> list[Row]:
         prompts = work.tuning
-        features, _ = work.judge.classifier.judge(
-            sample_teacher(work.teacher, prompts, "ddim", max(STEPS), CFG)
-        )
-        teacher = replace(work.judge, real=Gaussian.of(features))
+        teacher = work.against(sample_teacher(work.teacher, prompts, "ddim", max(STEPS), CFG))
         settings = {**METHODS, **FORMS}
         rows: list[Row] = []
         for method, rate in [("tcd", 0.0), ("tcd", best), *(("tcf2", rate) for rate in (0.0, *FORM_RATES))]:
@@ -385,6 +402,51 @@ def by_rate(work: Reproduction, best: float) -> list[Row]:
         return rows
 
     return work.stage("table2", "table2-by-rate", measure)
+
+
+def reuse(work: Reproduction, rate: float, seed: int) -> list[Row]:
+    """Students by how often each of the teacher's pairs was used, with as many iterations: from fewer of its
+    trajectories, the more often. By the distance to what the guided teacher draws.
+    """
+
+    def measure() -> list[Row]:
+        judge = work.against(sample_teacher(work.teacher, work.tuning, "ddim", max(STEPS), CFG))
+        rows: list[Row] = []
+        for times in REUSE:
+            usual = times == DistillConfig.resolve("embedded", **SETTINGS).reuse
+            name = "tcd" if usual else f"reuse{times}"
+            student = work.student(name, METHODS["tcd"] | {"reuse": times}, rate, seed)
+            for steps in STEPS[1:]:
+                images = work.sample(student, "tcd", work.tuning, steps)
+                row = {"method": "tcd", "reuse": times, "seed": seed, "steps": steps, "gamma": GAMMA}
+                rows.append({**row, **judge.measure(images, work.tuning.labels)})
+        return rows
+
+    return work.stage("reuse", f"reuse-seed{seed}", measure)
+
+
+def flow(work: Reproduction, rate: float, seed: int) -> list[Row]:
+    """The same network as a flow model: its student beside itself under Euler's method, guided. By the
+    distance to what it draws itself in 20 steps.
+    """
+
+    def measure() -> list[Row]:
+        teacher = FlowModel.load()
+        prompts = work.tuning
+        drawn = {k: sample_guided(teacher, prompts, k, CFG) for k in STEPS}
+        judge = work.against(drawn[max(STEPS)])
+        student = work.student("flow", METHODS["tcd"], rate, seed, teacher)
+        rows: list[Row] = []
+        for steps in STEPS:
+            pictures: dict[float | None, Tensor] = {None: drawn[steps]}
+            pictures |= {gamma: sample_student(student, prompts, steps, gamma) for gamma in (0.0, GAMMA)}
+            for gamma, images in pictures.items():
+                method = "euler" if gamma is None else "tcd"
+                row = {"method": method, "gamma": gamma, "seed": seed, "steps": steps, "rate": rate}
+                rows.append({**row, **judge.measure(images, prompts.labels)})
+        return rows
+
+    return work.stage("flow", f"flow-seed{seed}", measure)
 
 
 @torch.no_grad()

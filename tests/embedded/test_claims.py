@@ -128,3 +128,7 @@ def test_a_report_of_a_part_says_nothing_of_the_rest():
     near = [row("near", 4, 90, gamma=g, spread=0.876 + g / 10) for g in (0.0, 1.0)]
     text = report({"figure6": [row("tcd", 4, 80, gamma=g) for g in (0.0, 1.0)], "variants": near}, SETTINGS)
     assert "### near" in text and "| 4 | 0.88 | 0.98 |" in text
+    again = [row("tcd", 4, 60 + n + seed, reuse=n, seed=seed) for n in (2, 4) for seed in (0, 1)]
+    assert "| 4 times | 64 (59 to 70) |" in report({"reuse": again}, SETTINGS)
+    text = report({"flow": [row("euler", 4, 150, gamma=None), row("tcd", 4, 60, gamma=0.3)]}, SETTINGS)
+    assert "| teacher, Euler | 150 (145 to 155) |" in text and "| TCD, gamma 0.3 | 60 (55 to 65) |" in text

@@ -9,6 +9,7 @@ import torch
 
 from comfyui_tcd.embedded.avatars import draw_images, draw_labels
 from comfyui_tcd.embedded.classifier import Classifier
+from comfyui_tcd.embedded.flow import FlowModel
 from comfyui_tcd.embedded.measures import (
     Gaussian,
     Judge,
@@ -17,7 +18,7 @@ from comfyui_tcd.embedded.measures import (
     frechet_interval,
     prompt_accuracy,
 )
-from comfyui_tcd.embedded.methods import Prompts, sample_student, sample_teacher, with_lora
+from comfyui_tcd.embedded.methods import Prompts, sample_guided, sample_student, sample_teacher, with_lora
 from comfyui_tcd.embedded.model import TEACHER, WEIGHTS, EmbeddedModel
 from comfyui_tcd.embedded.sample import LCM_LORA, TCD_LORA
 from comfyui_tcd.embedded.unet import UNet, UNetConfig, timestep_embedding
@@ -164,3 +165,28 @@ def test_complexity_grows_with_detail():
 def test_classifier_file_is_the_shipped_one():
     assert sum(p.numel() for p in Classifier.load().parameters()) < 600_000
     assert Path(TCD_LORA).is_file() and Path(LCM_LORA).is_file()
+
+
+def test_as_a_flow_model_it_knows_the_same(model: EmbeddedModel, prompts: Prompts):
+    flow = FlowModel.load()
+    cond = model.encode_labels(prompts.labels[:6])
+    x0, eps = torch.randn(2, 6, 8, 4, 4, generator=torch.Generator().manual_seed(3))
+    for t in (20, 400, 950):
+        known = model.schedule.point(t)
+        now = flow.schedule.at_lam(known.level.lam)
+        told, again = (
+            m.predictor(cond)(p.level.alpha.float() * x0 + p.level.sigma.float() * eps, p, p)
+            for m, p in ((model, known), (flow, now))
+        )
+        for a, b in zip(told, again, strict=True):
+            assert float((a - b).abs().max()) < 1e-4
+    edges = flow.schedule.point(torch.tensor([0.0, 1.0])).each()  # beyond the levels that it knows
+    for now in edges:
+        state = now.level.alpha.float() * x0 + now.level.sigma.float() * eps
+        same = zip(flow.predictor(cond)(state, now, now), (x0, eps), strict=True)
+        assert [bool((a - b).abs().max() < 1e-5) for a, b in same] == [now.t == 0, now.t == 1]
+
+
+def test_a_guided_flow_teacher_draws_what_is_asked(judge: Judge, prompts: Prompts):
+    images = sample_guided(FlowModel.load(), prompts, 10, 3.0)
+    assert judge.measure(images, prompts.labels)["prompt_accuracy"] > 0.9
