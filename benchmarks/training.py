@@ -36,6 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from comfyui_tcd.embedded.unet import UNet, UNetConfig
 from comfyui_tcd.samplers import DiscreteSchedule, Point, Predict, Schedule, tcf1, to_x0_eps
 from comfyui_tcd.training.backbone import Cond, InParts
+from comfyui_tcd.training.compiled import compiled
 from comfyui_tcd.training.config import DistillConfig
 from comfyui_tcd.training.distill import distill, student_on
 from comfyui_tcd.training.lora import injected
@@ -46,12 +47,22 @@ from comfyui_tcd.training.run import source_of
 
 SKIP = 200
 """Five times of the grid, so that a short run is of whole shards; what a sample costs does not hang on it."""
+
+
+class Loop(NamedTuple):
+    ours: bool
+    recompute: bool
+    reuse: int = 1
+    compile: bool = False
+
+
 LOOPS = {
-    "usual, blocks recomputed": ("usual", True, 1),
-    "usual, everything kept": ("usual", False, 1),
-    "ours, blocks recomputed": ("ours", True, 2),
-    "ours, everything kept": ("ours", False, 2),
-    "ours, everything kept, reuse 4": ("ours", False, 4),
+    "usual, blocks recomputed": Loop(False, True),
+    "usual, everything kept": Loop(False, False),
+    "ours, blocks recomputed": Loop(True, True, 2),
+    "ours, everything kept": Loop(True, False, 2),
+    "ours, everything kept, compiled": Loop(True, False, 2, compile=True),
+    "ours, everything kept, reuse 4": Loop(True, False, 4),
 }
 
 
@@ -222,7 +233,9 @@ def usual(bench: Bench, config: DistillConfig, recompute: bool) -> dict[str, flo
 
 
 def ours(bench: Bench, config: DistillConfig, recompute: bool) -> dict[str, float]:
-    """A whole run of the pack's loop: the teacher's trajectories, every step, the files at the end."""
+    """A whole run of the pack's loop: the teacher's trajectories, every step, the files at the end. What it
+    compiles is compiled in a run before it.
+    """
     cond, uncond = bench.prompts(config.trajectories), bench.prompts(1)
     grid = TimeGrid.discrete(bench.schedule, SKIP, config.s_range, config.s_steps)
     parts = InParts(bench, 2 * config.batch)
@@ -236,7 +249,10 @@ def ours(bench: Bench, config: DistillConfig, recompute: bool) -> dict[str, floa
                 distill(config, student, source, uncond, grid, Path(folder), quiet=True)
                 return clock(bench.device) - began
 
-    seconds, peak = run(config), peak_memory(bench.device)
+    with compiled(bench.network) if config.compile else nullcontext():
+        if config.compile:
+            run(config)
+        seconds, peak = run(config), peak_memory(bench.device)
     flops = counted(lambda: run(config))
     samples = config.steps * config.batch
     return {"seconds": seconds / samples, "peak": peak, "flops": flops / samples}
@@ -265,20 +281,21 @@ def counted(run: Callable[[], object]) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """One loop, in this process."""
-    kind, recompute, reuse = LOOPS[options.loop]
+    loop = LOOPS[options.loop]
     device = torch.device(options.device)
     if device.type == "cpu":
         torch.set_num_threads(1)
     # whole shards: trajectories x 5 pairs x reuse = steps x batch
-    trajectories = max(1, options.steps * options.batch // (1000 // SKIP * reuse))
-    steps = trajectories * (1000 // SKIP) * reuse // options.batch
+    trajectories = max(1, options.steps * options.batch // (1000 // SKIP * loop.reuse))
+    steps = trajectories * (1000 // SKIP) * loop.reuse // options.batch
     config = DistillConfig(
         steps=steps, batch=options.batch, warmup=0, rank=options.rank, alpha=float(options.rank), skip=SKIP,
-        trajectories=trajectories, reuse=reuse, learning_rate=1e-4, save_every=10**6, validate_every=10**6,
+        trajectories=trajectories, reuse=loop.reuse, compile=loop.compile, learning_rate=1e-4,
+        save_every=10**6, validate_every=10**6,
     )  # fmt: skip
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     before = 0 if device.type == "cuda" else peak_memory(device)
-    found = (usual if kind == "usual" else ours)(Bench(options.size, device, dtype), config, recompute)
+    found = (ours if loop.ours else usual)(Bench(options.size, device, dtype), config, loop.recompute)
     return {**found, "peak": found["peak"] - before}
 
 

@@ -42,6 +42,10 @@ class DistillConfig:
         "forward more of five), or the first of both that fits into the free memory",
         ("auto", "none", "blocks"),
     )
+    compile: bool = setting(
+        False,
+        "torch.compile for each block: a slow start, faster steps; needs a C++ compiler, on a GPU Triton",
+    )
     optimizer: str = setting(
         "adamw",
         "AdamW with moments of 32 bits, or of 8 (adamw8bit: 6 bytes less for each trained parameter; needs "

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,16 +154,18 @@ def _take_inputs_as_they_come(lora: Lora) -> None:
     for layer in lora.layers.values():
         layer.cast_input_dtype_enabled = False
         for factor in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]):
-            rounded = _rounded_linear if isinstance(factor, nn.Linear) else _rounded_conv
-            factor.forward = partial(rounded, factor)
+            # by class: blocks that are compiled then share what is compiled for one of them
+            factor.__class__ = _RoundedLinear if isinstance(factor, nn.Linear) else _RoundedConv  # pyright: ignore
 
 
-def _rounded_linear(factor: nn.Linear, x: Tensor) -> Tensor:
-    return nn.functional.linear(x, factor.weight.to(x.dtype))
+class _RoundedLinear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight.to(input.dtype))
 
 
-def _rounded_conv(factor: nn.Conv2d, x: Tensor) -> Tensor:
-    return factor._conv_forward(x, factor.weight.to(x.dtype), None)  # pyright: ignore[reportPrivateUsage]
+class _RoundedConv(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight.to(input.dtype), None)
 
 
 def lora_tensors(

@@ -12,6 +12,7 @@ import torch
 
 from .about import about
 from .backbone import Backbone, Cond, InParts, size, take
+from .compiled import compiled
 from .config import DistillConfig
 from .distill import Outcome, distill, student_on
 from .memory import GIB, SMALLER, Needs, Plan, fitting, free_memory, kept_by, plans, recomputed, state_bytes
@@ -57,8 +58,10 @@ def train(
 
     def run(plan: Plan) -> Outcome:
         parts = InParts(backbone, 2 * plan.batch // crew.count)  # the teacher's step is of so many
-        kept = recomputed(backbone.network) if plan.recompute else nullcontext()
-        with student_on(backbone, plan.applied(config)) as student, kept:
+        network = backbone.network
+        fast = compiled(network) if config.compile else nullcontext()
+        kept = recomputed(network) if plan.recompute else nullcontext()
+        with student_on(backbone, plan.applied(config)) as student, fast, kept:
             return distill(
                 plan.applied(config),
                 student,

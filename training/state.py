@@ -15,7 +15,7 @@ from .checkpoint import load_tensors, save_tensors, sweep
 from .config import DistillConfig
 from .processes import ALONE, Crew, Stored
 
-SAME = ("checkpointing",)
+SAME = ("checkpointing", "compile")
 """Settings that change how a result is computed, and not the result."""
 INT = ":int"
 """After the name of an optimizer's whole number, which a file holds as a tensor."""
