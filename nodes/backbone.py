@@ -7,7 +7,7 @@ of a batch on the whole batch. Losses are in the state of the paper: VP for EPS 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from typing import Any
 
@@ -31,6 +31,8 @@ On the CPU, so that nothing waits for the device to be told.
 """
 LOWEST = 1e-4
 """Of a flow model's sigma: at 0 a network says nothing of the noise."""
+Aside = Callable[[], AbstractContextManager[None]]
+"""Makes a context in which the host's other models, such as a VAE, can be used during a training."""
 PER_PROMPT = ("control", "gligen", "area", "mask", "hooks", "start_percent", "end_percent")
 """What a CONDITIONING may hold that is not the prompt's own: it would be lost, so it is refused."""
 
@@ -52,14 +54,22 @@ def schedule_of(model_sampling: Any) -> Schedule:
 
 
 class HostBackbone:
-    """`training.backbone.Backbone` of a loaded MODEL. `latent_shape [C, H, W]` as the host has latents."""
+    """`training.backbone.Backbone` of a loaded MODEL. `latent_shape [C, H, W]` as the host has latents,
+    `aside` as `ready` gives it.
+    """
 
-    def __init__(self, patcher: Any, latent_shape: Sequence[int], decode: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        patcher: Any,
+        latent_shape: Sequence[int],
+        decode: Callable[[Tensor], Tensor],
+        aside: Aside = nullcontext,
+    ) -> None:
         self.patcher, self.model = patcher, patcher.model
         self.latent_shape = tuple(latent_shape)
         self.schedule = schedule_of(patcher.get_model_object("model_sampling"))
         self.flow = isinstance(self.schedule, FlowSchedule)
-        self._decode = decode
+        self._decode, self._aside = decode, aside
         self.constants: dict[str, Any] = {}
 
     @property
@@ -100,7 +110,8 @@ class HostBackbone:
 
     def decode(self, latents: Tensor) -> Tensor:
         """uint8 pictures `[B, H, W, 3]` of latents in the model's own scale."""
-        return self._decode(self.model.process_latent_out(latents.float()))
+        with self._aside():
+            return self._decode(self.model.process_latent_out(latents.float()))
 
     def encode(self, conditioning: Sequence[Any], uncond: bool = False) -> dict[str, Tensor]:
         """A batch of prompts from a CONDITIONING (one entry each), encoded as the host does for this model.
@@ -230,9 +241,35 @@ def differentiable_rope() -> None:
                 torch.library.register_autograd(f"comfy_kitchen::{name}", back, setup_context=keep)
 
 
+class Overwritable:
+    """Where the host's transformers may overwrite (`x += y`) what a backward pass still needs: it is copied
+    first.
+    """
+
+    def __enter__(self) -> Overwritable:
+        self._inner = allow_mutation_on_saved_tensors()
+        self._inner.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._inner.__exit__(*error)
+
+    @contextmanager
+    def left(self) -> Generator[None, None, None]:
+        """Not there for a while, in which no backward pass is due: it cannot look at a VAE's tensors, which
+        are made in inference mode.
+        """
+        self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+
 @contextmanager
-def ready(patcher: Any) -> Generator[None, None, None]:
-    """The MODEL in memory, whole, with its patches in; nothing of the training stays on it.
+def ready(patcher: Any) -> Generator[Aside, None, None]:
+    """The MODEL in memory, whole, with its patches in; nothing of the training stays on it. What it gives is
+    a context for the host's other models, such as a VAE.
 
     ValueError where the host keeps a part of the weights elsewhere.
     """
@@ -255,12 +292,11 @@ def ready(patcher: Any) -> Generator[None, None, None]:
     patcher.pre_run()
     differentiable_rope()
     try:
-        # The host's transformers overwrite (`x += y`) what a backward pass still needs.
         flow = isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST)
-        kept = allow_mutation_on_saved_tensors() if flow else nullcontext()
+        kept = Overwritable() if flow else nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), trainable(network), kept:
             network.eval()
-            yield
+            yield kept.left if isinstance(kept, Overwritable) else nullcontext
     finally:
         network.train(was)
         patcher.cleanup()

@@ -136,9 +136,9 @@ def distil(
     """Run (or go on with, or find finished) the distillation of `folder`; leaves the MODEL as it was."""
     from ..training.run import train  # peft, and what it brings
 
-    with ready(model):
+    with ready(model) as aside:
         form = model.get_model_object("latent_format")
-        backbone = HostBackbone(model, shape, decoder(form, vae))
+        backbone = HostBackbone(model, shape, decoder(form, vae), aside)
         conds = [backbone.encode(prompts or captions(dataset)), backbone.encode(negative[:1], uncond=True)]
         if dataset is not None:
             conds.append(backbone.encode(captions(dataset)))

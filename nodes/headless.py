@@ -38,8 +38,9 @@ class Opened:
         shape = latent_shape(model, *size, None, None)
         stack = ExitStack()
         atexit.register(stack.close)
-        stack.enter_context(ready(model))
-        self.backbone = HostBackbone(model, shape, decoder(model.get_model_object("latent_format"), vae))
+        aside = stack.enter_context(ready(model))
+        decode = decoder(model.get_model_object("latent_format"), vae)
+        self.backbone = HostBackbone(model, shape, decode, aside)
         kind = type(model.model.model_config).__name__
         self.preset = KINDS.get(kind, "sd15")
         self.metadata = {"tcd.teacher": kind, "tcd.teacher_hash": fingerprint(self.backbone.network)}
