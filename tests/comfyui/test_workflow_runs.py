@@ -74,7 +74,7 @@ def small(prompt: Json, side: int = SIDE) -> Json:
     """The same at the size of a stamp, for random weights on a CPU."""
     for node in prompt.values():
         values = node["inputs"]
-        sized = node["class_type"] in ("EmptyLatentImage", "TCD_Distill")
+        sized = node["class_type"] in ("EmptyLatentImage", "EmptySD3LatentImage", "TCD_Distill")
         if sized or values.get("crop") == "center":
             values.update(width=side, height=side)
         if "reference_steps" in values:

@@ -52,6 +52,20 @@ SD15: dict[str, Any] = {
     "use_linear_in_transformer": False,
     "context_dim": 768,
 }
+SD35: dict[str, Any] = {
+    "input_size": None,
+    "in_channels": 16,
+    "depth": 4,
+    "adm_in_channels": 2048,
+    "context_embedder_config": {
+        "target": "torch.nn.Linear",
+        "params": {"in_features": 4096, "out_features": 256},
+    },
+    "num_patches": 64 * 64,
+    "pos_embed_max_size": 64,
+    "qk_norm": "rms",
+    "x_block_self_attn_layers": [0, 1],
+}
 CONTROLNET = "controlnet/controlnet-{}-sdxl-1.0.fp16.safetensors"
 RANK = 4
 SOURCE = 1 << 22
@@ -80,13 +94,31 @@ def host_layers() -> dict[str, Any]:
 
 def checkpoint(kind: str) -> dict[str, Any]:
     """A whole checkpoint with the keys of the published one."""
+    return joined(kind, {"SDXL": SDXL, "SD15": SD15}[kind], autoencoder(4))
+
+
+def autoencoder(channels: int) -> dict[str, Any]:
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
     vae = {
-        "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
-        "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
+        "double_z": True, "z_channels": channels, "resolution": 256, "in_channels": 3, "out_ch": 3,
+        "ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
     }  # fmt: skip
-    return joined(kind, {"SDXL": SDXL, "SD15": SD15}[kind], shapes(AutoencoderKL, ddconfig=vae, embed_dim=4))
+    return shapes(AutoencoderKL, ddconfig=vae, embed_dim=channels)
+
+
+def flow_checkpoint() -> dict[str, Any]:
+    """SD3.5 medium with four of its blocks, 256 wide; without T5, of 5 GB, which the host can do without."""
+    import torch
+    from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
+    from comfy.text_encoders.sd3_clip import SD3ClipModel
+
+    parts = {
+        "model.diffusion_model": shapes(MMDiT, **SD35, **host_layers()),
+        "text_encoders": shapes(SD3ClipModel, t5=False, device="meta", dtype=torch.float16),
+        "first_stage_model": {k: v for k, v in autoencoder(16).items() if "quant_conv" not in k},
+    }
+    return {f"{part}.{k}": v for part, found in parts.items() for k, v in found.items()}
 
 
 def joined(kind: str, config: dict[str, Any], vae: Shapes) -> dict[str, Any]:
@@ -202,6 +234,7 @@ def write(path: Path, layout: Shapes) -> None:
 FILES: dict[str, Callable[[], Shapes]] = {
     "checkpoints/sd_xl_base_1.0.safetensors": lambda: checkpoint("SDXL"),
     "checkpoints/v1-5-pruned-emaonly-fp16.safetensors": lambda: checkpoint("SD15"),
+    "checkpoints/sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors": flow_checkpoint,
     "diffusion_models/sdxl-inpainting-0.1.fp16.safetensors": lambda: unet(SDXL, channels=9),
     CONTROLNET.format("depth"): controlnet,
     "loras/tcd-sdxl-lora.safetensors": lambda: lora(SDXL),

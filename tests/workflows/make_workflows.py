@@ -39,6 +39,7 @@ WORKFLOWS = (
     images.tcd_sdxl_hires_split_sigmas,
     tools.tcd_gamma_by_steps_grid,
     tools.tcd_distill_your_checkpoint,
+    tools.tcd_flux_or_sd3_flow,
 )
 INFO = HERE / "object_info.json"
 FILE_LIKE = re.compile(r"\.(safetensors|ckpt|pth|pt|bin|png|jpe?g|webp)$")

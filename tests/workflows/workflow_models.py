@@ -23,6 +23,12 @@ SD15 = _hub(
     "v1-5-pruned-emaonly-fp16.safetensors",
     "checkpoints",
 )
+SD35 = _hub(
+    "sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors",
+    "Comfy-Org/stable-diffusion-3.5-fp8",
+    "sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors",
+    "checkpoints",
+)
 ANIMAGINE = _hub(
     "animagine-xl-3.0.safetensors",
     "cagliostrolab/animagine-xl-3.0",
@@ -67,5 +73,6 @@ VIT_H = _hub(
     "clip_vision",
 )
 EVERY = (
-    SDXL, SD15, ANIMAGINE, TCD_SDXL, TCD_SD15, HYPER, PAPERCUT, DEPTH, CANNY, INPAINTING, IP_ADAPTER, VIT_H,
+    SDXL, SD15, SD35, ANIMAGINE, TCD_SDXL, TCD_SD15, HYPER, PAPERCUT, DEPTH, CANNY, INPAINTING, IP_ADAPTER,
+    VIT_H,
 )  # fmt: skip

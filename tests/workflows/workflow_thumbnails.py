@@ -39,6 +39,7 @@ NAMES = {
     "TCD_Settings": "TCD Settings",
     "CLIPTextEncode": "prompt",
     "EmptyLatentImage": "latent",
+    "EmptySD3LatentImage": "latent",
     "VAEDecode": "decode",
     "VAEEncode": "encode",
     "SaveImage": "image",

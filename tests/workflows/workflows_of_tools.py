@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workflow_graph import Graph
-from workflow_models import SD15
+from workflow_models import SD15, SD35
 from workflow_parts import Loaded, empty, load, prompts, sampler, save, saved_as
 
 
@@ -109,5 +109,49 @@ def tcd_distill_your_checkpoint(g: Graph) -> None:
     words = prompts(g, checkpoint["CLIP"], "a lighthouse on a cliff, waves, evening sun", number=4)
     with g.group("5 Sample", "sample"):
         latent = sampler(g, distilled["MODEL"], words, empty(g, 512, 512))["LATENT"]
+    with g.group("6 Image", "image"):
+        save(g, latent, checkpoint["VAE"])
+
+
+def tcd_flux_or_sd3_flow(g: Graph) -> None:
+    """Distil a flow model (SD3.5), then sample with the result"""
+    with g.group("1 Flow model", "model"):
+        checkpoint = load(g, SD35)
+        g.note(
+            "**A flow model**: SD3, SD3.5, Flux. No LoRA of one that was distilled for this sampler is "
+            "published, so this graph makes it.\n\nFor Flux dev put its loaders here, and set cfg_min and "
+            "cfg_max to 1: it has guidance in it.\n\n"
+            f"{saved_as(SD35)}"
+        )
+    with g.group("2 Distil", "sample"):
+        g.note(
+            "No data set is needed: the teacher paints what the student learns from.\n\n**prompts**: like "
+            "those that the LoRA will be used with; some hundreds serve well.\n\n**cfg_min 3.5, cfg_max 6**: "
+            "around the 4.5 that SD3.5 is sampled with.\n\nTCD Distill picks the largest batch that fits. "
+            "Cancel keeps what is there; queued again, it goes on."
+        )
+        distilled = g.node(
+            "TCD_Distill",
+            model=checkpoint["MODEL"],
+            clip=checkpoint["CLIP"],
+            vae=checkpoint["VAE"],
+            prompts=TEACHING,
+            run_name="my-tcd-flow-lora",
+            width=1024,
+            height=1024,
+            cfg_min=3.5,
+            cfg_max=6.0,
+        )
+    with g.group("3 Validation", "image"):
+        g.node("PreviewImage", "1, 2, 4, 8 steps, teacher", images=distilled["validation"])
+    words = prompts(g, checkpoint["CLIP"], "a lighthouse on a cliff, waves, evening sun", number=4)
+    with g.group("5 Sample", "sample"):
+        latent = g.node("EmptySD3LatentImage", width=1024, height=1024, batch_size=1)["LATENT"]
+        why = (
+            "**steps 4**: from 1 step, where a flow model alone gives no picture.\n\n**cfg 1**: guidance is "
+            "distilled into the LoRA.\n\n**gamma 0**: as measured on a small flow model, where every gamma "
+            "above it led further from the teacher's pictures."
+        )
+        latent = sampler(g, distilled["MODEL"], words, latent, why, gamma=0.0)["LATENT"]
     with g.group("6 Image", "image"):
         save(g, latent, checkpoint["VAE"])
