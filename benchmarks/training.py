@@ -63,6 +63,7 @@ LOOPS = {
     "ours, everything kept": Loop(True, False, 2),
     "ours, everything kept, compiled": Loop(True, False, 2, compile=True),
     "ours, everything kept, reuse 4": Loop(True, False, 4),
+    "ours, everything kept, compiled, reuse 4": Loop(True, False, 4, compile=True),
 }
 
 
