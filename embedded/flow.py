@@ -9,7 +9,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..samplers import (
-    DiscreteSchedule,
     FlowSchedule,
     Point,
     Predict,
@@ -24,11 +23,11 @@ from .unet import UNetConfig
 
 
 class FlowModel(EmbeddedModel):
-    """Sampled and distilled as SD3 is; noisier states than the network knows are asked of as its noisiest."""
+    """Sampled and distilled as SD3 is; states beyond those that the network knows as its last."""
 
     def __init__(self, config: UNetConfig = CONFIG) -> None:
         super().__init__(config)
-        self.known = DiscreteSchedule.from_betas("scaled_linear", 0.00085, 0.012, 1000)
+        self.known = self.schedule
         self.schedule = FlowSchedule()
 
     def times(self, steps: int) -> list[float]:
@@ -40,7 +39,8 @@ class FlowModel(EmbeddedModel):
         def predict(x: Tensor, now: Point, target: Point) -> tuple[Tensor, Tensor]:
             alpha, sigma = now.level.scales(x)
             state, at = x / (alpha**2 + sigma**2) ** 0.5, self.known.at_lam(now.level.lam)
-            out = self.unet(state, placed(at.t, x.device).expand(len(x)), cond["context"], cond["pooled"])
+            t = placed(at.t.float(), x.device).expand(len(x))
+            out = self.unet(state, t, cond["context"], cond["pooled"])
             velocity = from_x0_eps("flow", *to_x0_eps(PREDICTION, out, state, at.level), at.level)
             return to_x0_eps("flow", velocity, x, now.level)
 

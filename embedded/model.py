@@ -85,7 +85,7 @@ class EmbeddedModel(nn.Module):
         """The network as the samplers see it: `(x [B, 8, 4, 4], now, target) -> (x0, eps)`."""
 
         def predict(x: Tensor, now: Point, target: Point) -> tuple[Tensor, Tensor]:
-            t = placed(now.t, x.device).expand(len(x))
+            t = placed(now.t.float(), x.device).expand(len(x))
             return to_x0_eps(PREDICTION, self.unet(x, t, cond["context"], cond["pooled"]), x, now.level)
 
         return predict

@@ -38,9 +38,9 @@ class Opened:
         shape = latent_shape(model, *size, None, None)
         stack = ExitStack()
         atexit.register(stack.close)
-        aside = stack.enter_context(ready(model))
+        self._aside = stack.enter_context(ready(model))
         decode = decoder(model.get_model_object("latent_format"), vae)
-        self.backbone = HostBackbone(model, shape, decode, aside)
+        self.backbone = HostBackbone(model, shape, decode, self._aside)
         kind = type(model.model.model_config).__name__
         self.preset = KINDS.get(kind, "sd15")
         self.metadata = {"tcd.teacher": kind, "tcd.teacher_hash": fingerprint(self.backbone.network)}
@@ -57,7 +57,7 @@ class Opened:
         return cond
 
     def _text(self, prompt: str) -> Any:
-        with torch.inference_mode():
+        with self._aside(), torch.inference_mode():
             return encode(self.clip, prompt)[0]
 
 

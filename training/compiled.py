@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode  # pyright: ignore[reportPrivateUsage]
 
 from .memory import blocks_of, forwards
 
@@ -25,15 +24,18 @@ def compiled(network: nn.Module, backend: Any = "inductor") -> Generator[None, N
     """
     from torch import _dynamo as dynamo
     from torch._dynamo.exc import TorchDynamoException
+    from torch.utils._python_dispatch import _get_current_dispatch_mode as watched  # pyright: ignore
 
     blocks = blocks_of(network)
     if not blocks:
         raise ValueError(f"{type(network).__name__} has no blocks to compile; set compile = false")
-    if _get_current_dispatch_mode() is not None:
+    if watched() is not None:
         raise ValueError(
             f"{type(network).__name__} is not compiled, as its blocks overwrite tensors, which has to be "
             "watched here (flow models in ComfyUI); set compile = false"
         )
+    if not hasattr(dynamo.config, "accumulated_recompile_limit"):
+        raise ValueError(f"torch {torch.__version__} is too old for compile = true; set compile = false")
     limits = dynamo.config.patch(recompile_limit=FORMS, accumulated_recompile_limit=FORMS * len(blocks))
     try:
         with (
@@ -42,6 +44,8 @@ def compiled(network: nn.Module, backend: Any = "inductor") -> Generator[None, N
         ):
             yield
     except TorchDynamoException as error:
+        if isinstance(error.__cause__, torch.OutOfMemoryError):
+            raise error.__cause__ from None  # a smaller plan may do
         cause = " ".join(str(error).split())[:300]
         raise RuntimeError(
             f"torch cannot compile a block of this model: {cause}; set compile = false"

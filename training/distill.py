@@ -25,7 +25,7 @@ from .config import DistillConfig
 from .lora import Lora, injected, save_lora
 from .narrow import widened_again
 from .objective import Batch, TimeGrid, draw_times, guided, solver_step, tcd_loss, teacher_predictor
-from .optimizer import optimizer_of, take_step
+from .optimizer import lift, lower, optimizer_of, take_step
 from .pairs import Pairs, Source, generator
 from .processes import ALONE, Crew
 from .reading import Reading, late
@@ -131,6 +131,7 @@ def distill(
     log = Log(folder / "log.jsonl", start, keep=crew.first)
     bar = Progress(config.steps, start)
     total = config.batch * config.accumulation
+    up = lift(config.batch * math.prod(student.backbone.latent_shape))
     info = {**(metadata or {}), **{f"tcd.{k}": json.dumps(v) for k, v in config.as_dict().items()}}
     loss, figure = log.last.get("loss", math.nan), log.last.get("validation")
     whole: int | None = start  # steps that the weights stand for; None while they are being changed
@@ -200,9 +201,10 @@ def distill(
                 predict = student.predictor(pairs.cond)
                 behind = averaged(predict, trained, target) if target is not None else predict
                 each = tcd_loss(predict, behind, Batch(pairs.x, x_prev, draw, pairs.cond), grid, config)
-                (each.mean() / config.accumulation).backward()
+                (each.mean() / config.accumulation * up).backward()
                 losses.append(each.detach().mean())
 
+            lower(trained.values(), up)
             loss_now = crew.mean(trained.values(), torch.stack(losses).mean())
 
             # Step. On the device: after a figure that is not finite nothing is changed any more.

@@ -30,6 +30,20 @@ def optimizer_of(config: DistillConfig, parameters: Iterable[nn.Parameter]) -> t
     return optimizer
 
 
+def lift(elements: int) -> float:
+    """What to multiply a loss by that is a mean over `elements`: a power of two that leaves each output's
+    gradient below about 1. float16, in which ComfyUI runs SDXL on many cards, would round most of a mean's
+    to 0; in wider types nothing changes, bit for bit.
+    """
+    return 2.0 ** max(0, elements.bit_length() - 5)
+
+
+def lower(parameters: Iterable[nn.Parameter], up: float) -> None:
+    """Gradients of a loss that was multiplied by `up`, as they are without."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_mul_(grads, 1 / up)  # pyright: ignore[reportPrivateUsage]
+
+
 def take_step(optimizer: torch.optim.Optimizer, diverged: Tensor) -> None:
     """A step that changes nothing where `diverged` is 1: on the device where torch's own can, else asked."""
     if isinstance(optimizer, torch.optim.AdamW):

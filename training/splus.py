@@ -57,7 +57,7 @@ class TargetEmbedding(nn.Module):
         """`predict`, with the target's time handed to the network at each call."""
 
         def with_s(x: Tensor, now: Point, target: Point) -> tuple[Tensor, Tensor]:
-            self.s = placed(target.t, x.device).expand(len(x))
+            self.s = placed(target.t.float(), x.device).expand(len(x))
             try:
                 return predict(x, now, target)
             finally:

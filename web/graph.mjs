@@ -34,11 +34,12 @@ function onGrid(node) {
   return scheduler === undefined ? kind(node).startsWith("TCD_") : scheduler === "tcd_grid";
 }
 
-/** The node with the steps whose sigmas a node takes, through nodes that split or change them; or null. */
+/** The node with the steps whose sigmas a node takes, also through nodes that split them; or null. */
 function schedulerOf(node) {
   const seen = new Set([node]);
   for (let found = feeding(node, "sigmas"); found && !seen.has(found); found = feeding(found, "sigmas")) {
     if (widget(found, "steps")) return found;
+    if (!kind(found).startsWith("SplitSigmas")) return null;
     seen.add(found);
   }
   return null;

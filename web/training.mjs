@@ -102,9 +102,9 @@ function open(element, source, title) {
 function hideHosts(node) {
   node.hideOutputImages = true; // in Nodes 2.0, of a page that knows it
   chain(node, "addCustomWidget", () => {
-    for (const widget of node.widgets.filter(({ name }) => name.startsWith("$$"))) {
+    for (const widget of node.widgets.filter(({ name }) => name?.startsWith("$$"))) {
       widget.hidden = true;
-      widget.options.hidden = true; // Nodes 2.0 asks for this one
+      (widget.options ??= {}).hidden = true; // Nodes 2.0 asks for this one
       widget.computeSize = () => [0, -4]; // some pages keep room for what is hidden: this, and 4 around it
     }
   });

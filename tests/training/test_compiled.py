@@ -43,6 +43,7 @@ def gradients(compile: bool, recompute: bool, student: str = "tcf1") -> dict[str
 @pytest.mark.parametrize(("student", "recompute"), [("tcf1", False), ("tcfs", True)])
 def test_the_gradients_of_compiled_blocks_are_those_of_the_blocks(student: str, recompute: bool):
     torch._dynamo.reset()  # pyright: ignore[reportPrivateUsage]
+    torch._dynamo.utils.counters.clear()  # pyright: ignore
     plain, fast = gradients(False, False, student), gradients(True, recompute, student)
     frames = torch._dynamo.utils.counters["frames"]  # pyright: ignore
     assert frames["ok"] > 0 and plain.keys() == fast.keys() and len(plain) > 20
