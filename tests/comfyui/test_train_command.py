@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 from comfyui_pack import copy_pack
+from machine_memory import skip_below
 from safetensors.torch import load_file, save_file
+from workflow_standins import make
 
 from comfyui_tcd.training.report import read_log
 
@@ -114,3 +116,15 @@ def test_a_file_that_holds_no_model_is_refused_by_name(shell: Shell):
         assert status == 2 and "Traceback" not in last, last
         assert "tcd: error: --checkpoint" in last and name in last and said in last
         assert not (shell.folder / "refused").exists()
+
+
+def test_a_flow_model_with_its_text_encoders_and_vae(shell: Shell, host: Any, tmp_path: Path):
+    """Whose tensors, made in inference mode, what watches the flow model's cannot look at."""
+    skip_below(8, "a stand-in of SD3.5 with two text encoders")
+    name = "checkpoints/sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors"
+    make(host, tmp_path, name)
+    small = {"steps": 1, "batch": 1, "width": 64, "height": 64, "validate-every": 1}
+    status, out, error = shell.run("flow", checkpoint=tmp_path / name, **small)
+    assert status == 0 and out[-1].startswith("done: 1 steps"), error[-20:]
+    assert load_file(shell.folder / "flow" / "lora.safetensors")
+    assert (shell.folder / "flow" / "step-000001.png").stat().st_size > 100
