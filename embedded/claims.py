@@ -247,7 +247,9 @@ def report(sections: Mapping[str, Sequence[Row]], settings: Mapping[str, Any]) -
             "The same network by velocities, distilled and sampled as a flow model; Frechet distance to what "
             "it draws guided, by Euler's method, in 20 steps:"
         )
-        named = [r if r["gamma"] is None else {**r, "method": f"TCD, gamma {r['gamma']:g}"} for r in rows]
+        gammas = {r["gamma"] for r in rows} - {None}
+        names = {None: "teacher, Euler"} | {g: f"TCD, gamma {g:g}" for g in gammas}
+        named = [{**r, "method": names[r["gamma"]]} for r in rows]
         parts += ["", "## As a flow model", "", said, "", by_steps(named)]
         parts += ["", "Prompt accuracy:", "", by_steps(named, "prompt_accuracy")]
     return "\n".join(parts) + "\n"

@@ -32,7 +32,6 @@ NAMES = {
     "lcm": "LCM (shipped LoRA)",
     "ddim": "teacher, DDIM",
     "dpmpp_2s": "teacher, DPM-Solver++(2S)",
-    "euler": "teacher, Euler",
     "autoencoder": "floor: real pictures, autoencoded",
     "real": "real pictures",
 }
