@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workflow_graph import Graph
+from workflow_graph import Graph, Node
 from workflow_models import SD15, SD35
 from workflow_parts import Loaded, empty, load, prompts, sampler, save, saved_as
 
@@ -75,6 +75,29 @@ TEACHING = "\n".join(
 )
 
 
+def distil(
+    g: Graph, checkpoint: Node, why: str, name: str, side: int, cfg_min: float = 0.0, cfg_max: float = 0.0
+) -> Node:
+    """The columns of a distillation and of what it shows."""
+    with g.group("2 Distil", "sample"):
+        g.note(why)
+        distilled = g.node(
+            "TCD_Distill",
+            model=checkpoint["MODEL"],
+            clip=checkpoint["CLIP"],
+            vae=checkpoint["VAE"],
+            prompts=TEACHING,
+            run_name=name,
+            width=side,
+            height=side,
+            cfg_min=cfg_min,
+            cfg_max=cfg_max,
+        )
+    with g.group("3 Validation", "image"):
+        g.node("PreviewImage", "1, 2, 4, 8 steps, teacher", images=distilled["validation"])
+    return distilled
+
+
 def tcd_distill_your_checkpoint(g: Graph) -> None:
     """Distil your own checkpoint, then sample with the result"""
     with g.group("1 Your checkpoint", "model"):
@@ -86,26 +109,14 @@ def tcd_distill_your_checkpoint(g: Graph) -> None:
             "and words that it knows.\n\n"
             f"{saved_as(SD15)}"
         )
-    with g.group("2 Distil", "sample"):
-        g.note(
-            "No data set is needed: the teacher paints what the student learns from.\n\n**prompts**: like "
-            "those that the LoRA will be used with. These are few; some hundreds serve well.\n\n**0**: the "
-            "preset's value for this kind of model. For SD 1.5: 3000 steps, rank 64, cfg 4 to 9 of the "
-            "teacher.\n\nCancel keeps what is there; queued again, it goes on, as long as nothing else has "
-            "changed. The LoRA is my-tcd-lora in every list of LoRAs after a refresh."
-        )
-        distilled = g.node(
-            "TCD_Distill",
-            model=checkpoint["MODEL"],
-            clip=checkpoint["CLIP"],
-            vae=checkpoint["VAE"],
-            prompts=TEACHING,
-            run_name="my-tcd-lora",
-            width=512,
-            height=512,
-        )
-    with g.group("3 Validation", "image"):
-        g.node("PreviewImage", "1, 2, 4, 8 steps, teacher", images=distilled["validation"])
+    why = (
+        "No data set is needed: the teacher paints what the student learns from.\n\n**prompts**: like "
+        "those that the LoRA will be used with. These are few; some hundreds serve well.\n\n**0**: the "
+        "preset's value for this kind of model. For SD 1.5: 3000 steps, rank 64, cfg 4 to 9 of the "
+        "teacher.\n\nCancel keeps what is there; queued again, it goes on, as long as nothing else has "
+        "changed. The LoRA is my-tcd-lora in every list of LoRAs after a refresh."
+    )
+    distilled = distil(g, checkpoint, why, "my-tcd-lora", 512)
     words = prompts(g, checkpoint["CLIP"], "a lighthouse on a cliff, waves, evening sun", number=4)
     with g.group("5 Sample", "sample"):
         latent = sampler(g, distilled["MODEL"], words, empty(g, 512, 512))["LATENT"]
@@ -123,27 +134,13 @@ def tcd_flux_or_sd3_flow(g: Graph) -> None:
             "cfg_max to 1: it has guidance in it.\n\n"
             f"{saved_as(SD35)}"
         )
-    with g.group("2 Distil", "sample"):
-        g.note(
-            "No data set is needed: the teacher paints what the student learns from.\n\n**prompts**: like "
-            "those that the LoRA will be used with; some hundreds serve well.\n\n**cfg_min 3.5, cfg_max 6**: "
-            "around the 4.5 that SD3.5 is sampled with.\n\nTCD Distill picks the largest batch that fits. "
-            "Cancel keeps what is there; queued again, it goes on."
-        )
-        distilled = g.node(
-            "TCD_Distill",
-            model=checkpoint["MODEL"],
-            clip=checkpoint["CLIP"],
-            vae=checkpoint["VAE"],
-            prompts=TEACHING,
-            run_name="my-tcd-flow-lora",
-            width=1024,
-            height=1024,
-            cfg_min=3.5,
-            cfg_max=6.0,
-        )
-    with g.group("3 Validation", "image"):
-        g.node("PreviewImage", "1, 2, 4, 8 steps, teacher", images=distilled["validation"])
+    why = (
+        "No data set is needed: the teacher paints what the student learns from.\n\n**prompts**: like "
+        "those that the LoRA will be used with; some hundreds serve well.\n\n**cfg_min 3.5, cfg_max 6**: "
+        "around the 4.5 that SD3.5 is sampled with.\n\nTCD Distill picks the largest batch that fits. "
+        "Cancel keeps what is there; queued again, it goes on."
+    )
+    distilled = distil(g, checkpoint, why, "my-tcd-flow-lora", 1024, cfg_min=3.5, cfg_max=6.0)
     words = prompts(g, checkpoint["CLIP"], "a lighthouse on a cliff, waves, evening sun", number=4)
     with g.group("5 Sample", "sample"):
         latent = g.node("EmptySD3LatentImage", width=1024, height=1024, batch_size=1)["LATENT"]
