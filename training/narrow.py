@@ -1,7 +1,8 @@
-"""Frozen weights of 8 bits: widened for each product, and again for its gradient, never kept wide.
+"""Frozen weights narrower than what they are multiplied with (8 bits, or 16 where a host computes in 32):
+widened for each product, and again for its gradient, never kept wide.
 
 A layer that casts its weight in the forward pass hands the wide copy to autograd, which keeps it until the
-backward pass: all of them together are the memory that 8 bits were to save.
+backward pass: all of them together are the memory that narrow weights were to save.
 """
 
 from __future__ import annotations
@@ -18,19 +19,22 @@ from torch.nn.grad import conv2d_input
 
 from .memory import forwards
 
-NARROW = (torch.float8_e4m3fn, torch.float8_e5m2)
+EIGHT = (torch.float8_e4m3fn, torch.float8_e5m2)
+SIXTEEN = (torch.float16, torch.bfloat16)
+CASTS = "comfy_cast_weights"
+"""Of a host's layer that casts its weight to the dtype of what it is given."""
 OWN = ("scale_weight", "weight_function", "bias_function")
 """Of a host's layer that does more to its weight than to cast it: such a layer is left as it is."""
 
 
 def narrow_layers(network: nn.Module) -> list[nn.Module]:
-    """The Linear and Conv2d layers with plain 8-bit weights, by class, so that a host's subclasses count."""
+    """The Linear and Conv2d layers with narrow weights, by class, so that a host's subclasses count."""
     return [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d) and _plain(m)]
 
 
 def _plain(layer: nn.Linear | nn.Conv2d) -> bool:
     weight = layer.weight
-    if type(weight) is not nn.Parameter or weight.dtype not in NARROW:
+    if type(weight) is not nn.Parameter or weight.dtype not in EIGHT + SIXTEEN * getattr(layer, CASTS, False):
         return False
     if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
         return False
@@ -39,16 +43,16 @@ def _plain(layer: nn.Linear | nn.Conv2d) -> bool:
 
 @contextmanager
 def widened_again(network: nn.Module) -> Generator[None, None, None]:
-    """The 8-bit layers of `network` keep no wide weight for the backward pass. Results are unchanged.
+    """The narrow layers of `network` keep no wide weight for the backward pass. Results are unchanged.
 
-    Without gradients the layers run as they are.
+    Without gradients the layers run as they are, and where the product needs no wider weight.
     """
     with forwards(narrow_layers(network), lambda layer: partial(_forward, layer, layer.forward)):
         yield
 
 
 def _forward(layer: Any, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    if not (torch.is_grad_enabled() and x.requires_grad):
+    if layer.weight.dtype == x.dtype or not (torch.is_grad_enabled() and x.requires_grad):
         return plain(x)
     product = _Linear if isinstance(layer, nn.Linear) else _Conv2d
     return product.apply(x, layer)

@@ -1,4 +1,4 @@
-"""8-bit weights of the base: the same gradients, and no wide copy of a weight kept for the backward pass."""
+"""Narrow weights of the base: the same gradients, and no wide copy of a weight kept for the backward pass."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
+from comfyui_tcd.training import narrow as module
 from comfyui_tcd.training.lora import injected
 from comfyui_tcd.training.narrow import narrow_layers, widened_again
 
@@ -19,12 +20,16 @@ FP8 = torch.float8_e4m3fn
 class Linear(nn.Linear):
     """Casts its weight as hosts do."""
 
+    comfy_cast_weights = True
+
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)  # pyright: ignore
         return linear(input, self.weight.to(input.dtype), bias)
 
 
 class Conv2d(nn.Conv2d):
+    comfy_cast_weights = True
+
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
         weight = self.weight.to(input.dtype)
@@ -44,10 +49,10 @@ class Net(nn.Module):
         return self.back(self.linear(x.movedim(1, -1)).tanh())
 
 
-@pytest.fixture
-def network() -> Net:
+@pytest.fixture(params=[FP8, torch.bfloat16, torch.float16], ids=["8 bits", "bfloat16", "float16"])
+def network(request: pytest.FixtureRequest) -> Net:
     torch.manual_seed(3)
-    return Net().requires_grad_(False).to(FP8)
+    return Net().requires_grad_(False).to(request.param)
 
 
 def gradients(network: nn.Module, x: Tensor) -> list[Tensor]:
@@ -124,5 +129,17 @@ def test_a_layer_that_does_more_than_cast_is_left_alone(network: Net, change: Ca
     assert network.first not in narrow_layers(network) and len(narrow_layers(network)) == 3
 
 
-def test_wide_weights_are_left_alone():
-    assert not narrow_layers(Net()) and not narrow_layers(Net().bfloat16())
+def test_other_weights_are_left_alone():
+    assert not narrow_layers(Net())
+    half = nn.Sequential(nn.Linear(4, 4), nn.Conv2d(4, 4, 3)).half()
+    assert not narrow_layers(half), "of a host that does not cast"
+    assert len(narrow_layers(half.to(FP8))) == 2
+
+
+def test_a_weight_as_wide_as_its_input_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    network = Net().requires_grad_(False).bfloat16()
+    monkeypatch.setattr(module, "_Linear", None)
+    x = torch.randn(1, 4, 4, 4, dtype=torch.bfloat16, requires_grad=True)
+    with widened_again(network):
+        network(x).sum().backward()
+    assert x.grad is not None
