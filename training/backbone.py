@@ -114,7 +114,7 @@ class InParts:
         return self.whole.decode(latents)
 
 
-def some(point: Point, part: slice) -> Point:
+def some(point: Point, part: slice | Tensor) -> Point:
     """The times of some rows of a batch; a time of all is that of some."""
     t, alpha, sigma = (a if a.numel() == 1 else a[part] for a in (point.t, *point.level))
     return Point(t, Level(alpha, sigma))

@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = opened.encode(read_prompts(args.prompts) if args.prompts else [])
     if args.dry_run:
         print(config.as_toml(), end="")
-        print(f"# {estimate(config, opened.backbone, prompts)}")
+        print(f"# {estimate(config, opened.backbone, prompts, pictures=args.data is not None)}")
         return 0
     shards = None if args.data is None else sorted(args.data.glob("*.safetensors"))
     with stoppable(), joined() as crew:

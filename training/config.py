@@ -96,6 +96,13 @@ class DistillConfig:
         True, "keep the teacher's two predictions of each pair, so that a pair can be used again for free"
     )
     reuse: int = setting(2, "how often a data-free pair is used", low=1)
+    consecutive: int = setting(
+        2,
+        "pairs in a row of a trajectory that are used together: what the student says of one is the aim of "
+        "the next, and the target need not be asked; 1 draws each by itself (data-free, with tcf1, stopgrad "
+        "and cache_teacher; else it is 1)",
+        low=1,
+    )
     trajectories: int = setting(32, "teacher trajectories a shard of data-free pairs", low=1)
     average: float = setting(
         0.99,
@@ -131,6 +138,12 @@ class DistillConfig:
             raise ValueError(
                 f"warmup {self.warmup} leaves nothing of {self.steps} steps; lower warmup or raise steps"
             )
+
+    @property
+    def linked(self) -> int:
+        """`consecutive` where the student's prediction of a pair is the target's of the next; else 1."""
+        can = self.student == "tcf1" and self.target == "stopgrad" and self.cache_teacher
+        return self.consecutive if can else 1
 
     @classmethod
     def resolve(
@@ -214,6 +227,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "w_min": 1.5,  # cfg 3: the most obedient to the prompt; more only takes variety
         "w_max": 2.5,
         "trajectories": 128,
+        "consecutive": 1,  # as the published figures were made; docs/reproduction compares
         "save_every": 100,
         "validate_every": 100,
         "average": 0.98,

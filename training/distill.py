@@ -24,7 +24,7 @@ from .checkpoint import write_text
 from .config import DistillConfig
 from .lora import Lora, injected, save_lora
 from .narrow import widened_again
-from .objective import Batch, TimeGrid, draw_times, guided, solver_step, tcd_loss, teacher_predictor
+from .objective import Batch, Links, TimeGrid, draw_times, guided, solver_step, tcd_loss, teacher_predictor
 from .optimizer import lift, lower, optimizer_of, take_step
 from .pairs import Pairs, Source, generator
 from .processes import ALONE, Crew
@@ -190,17 +190,24 @@ def distill(
             # Batch. Every choice is a function of (seed, step); micro-batches are slices of one draw.
             optimizer.zero_grad(set_to_none=True)
             losses: list[Tensor] = []
+            links = Links()
             for first in range(0, total, config.batch):
                 part = crew.share(first, config.batch)
                 with student.lora.off():  # a source may have to ask the teacher
                     pairs = source.batch(step, total, part)
                 draw = draw_times(grid, config, pairs.n, generator(config.seed, 1, step), total, part)
+                if pairs.w is not None and pairs.follows is not None:
+                    draw = draw._replace(w=torch.where(pairs.follows, pairs.w, draw.w))
                 x_prev = teacher_step(student, pairs, uncond, draw.w, grid, config)
 
                 # Loss. Teacher, target, student: nothing else runs while the student's graph is alive.
-                predict = student.predictor(pairs.cond)
-                behind = averaged(predict, trained, target) if target is not None else predict
-                each = tcd_loss(predict, behind, Batch(pairs.x, x_prev, draw, pairs.cond), grid, config)
+                batch = Batch(pairs.x, x_prev, draw, pairs.cond)
+                if pairs.follows is not None:
+                    each = links.loss(student.predictor, batch, pairs.follows, part.start, grid, config)
+                else:
+                    predict = student.predictor(pairs.cond)
+                    behind = averaged(predict, trained, target) if target is not None else predict
+                    each = tcd_loss(predict, behind, batch, grid, config)
                 (each.mean() / config.accumulation * up).backward()
                 losses.append(each.detach().mean())
 

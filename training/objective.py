@@ -8,14 +8,14 @@ k = 20):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..samplers import FlowSchedule, Level, Point, Predict, Schedule, first_order, placed, rows, tcf2
-from .backbone import Backbone, Cond, Prediction, cond_and_uncond
+from .backbone import Backbone, Cond, Prediction, cond_and_uncond, some, take
 from .config import DistillConfig
 
 
@@ -189,11 +189,69 @@ def tcd_loss(
     The target runs first and without gradients, so that nothing else runs while the student's graph is alive.
     """
     now, prev, down = grid.at(batch.draw.n), grid.at(batch.draw.n - 1), grid.at(batch.draw.m)
-    if config.all_s:
+    if config.student == "tcf1":
         with torch.no_grad():
-            goal = target(batch.x_prev, prev, down)
-        return all_s_distance(student(batch.x, now, down), goal, grid.moments[batch.draw.n])
+            aim = target(batch.x_prev, prev, down)
+        return apart(student(batch.x, now, down), aim, batch, grid, config)
     with torch.no_grad():
-        aim = consistency(target, batch.x_prev, prev, down, config.student, grid.schedule)
+        goal = consistency(target, batch.x_prev, prev, down, config.student, grid.schedule)
     guess = consistency(student, batch.x, now, down, config.student, grid.schedule)
-    return distance(guess, aim, config.distance, config.huber_c)
+    return distance(guess, goal, config.distance, config.huber_c)
+
+
+def apart(said: Prediction, aim: Prediction, batch: Batch, grid: TimeGrid, config: DistillConfig) -> Tensor:
+    """The loss of TCF(1), `[B]`, whose network does not see s: from what it says of x_t, and of x_t'."""
+    if config.all_s:
+        return all_s_distance(said, aim, grid.moments[batch.draw.n])
+    now, prev, down = grid.at(batch.draw.n), grid.at(batch.draw.n - 1), grid.at(batch.draw.m)
+    guess = first_order(lambda *_: said, batch.x, now, down).x
+    goal = first_order(lambda *_: aim, batch.x_prev, prev, down).x
+    return distance(guess, goal, config.distance, config.huber_c)
+
+
+class Links:
+    """Pairs in a row: the teacher's `x_t'` of one is the `x_t` of the sample before it, so that what the
+    student says of that sample is, with theta-minus = theta and without its gradient, this one's aim.
+
+    One for each optimizer step, as weights are the same within it: the parts that a step is cut into hand on
+    what was said of their last sample.
+    """
+
+    def __init__(self) -> None:
+        self.said: Prediction | None = None
+        self.end: int | None = None  # of the part before
+
+    def loss(
+        self,
+        predictor: Callable[[Cond], Predict],
+        batch: Batch,
+        follows: Tensor,
+        start: int,
+        grid: TimeGrid,
+        config: DistillConfig,
+    ) -> Tensor:
+        """`tcd_loss` of the samples from `start` on, with a target's forward for those alone whose aim nobody
+        says. `follows [B]`, on the CPU: which have the sample before them as their x_t'.
+        """
+        now, prev, down = grid.at(batch.draw.n), grid.at(batch.draw.n - 1), grid.at(batch.draw.m)
+        handed = self.said if self.end == start else None
+        follows = follows.clone()
+        follows[0] &= handed is not None
+        alone = (~follows).nonzero()[:, 0]
+        known: list[Prediction] = [] if handed is None else [handed]
+        if len(alone):
+            with torch.no_grad():
+                x = batch.x_prev[placed(alone, batch.x.device)]
+                known.append(predictor(take(batch.cond, alone))(x, some(prev, alone), some(down, alone)))
+        said = predictor(batch.cond)(batch.x, now, down)
+        known.append((said[0].detach(), said[1].detach()))
+        self.said, self.end = (said[0][-1:].detach(), said[1][-1:].detach()), start + len(batch.x)
+
+        # Rows of `known`: the one handed on, those asked for, then the student's own.
+        first = int(handed is not None)
+        row = first + len(alone) + torch.arange(len(follows)) - 1
+        row[0] = 0
+        row[alone] = first + torch.arange(len(alone))
+        index = placed(row, batch.x.device)
+        x0, eps = (torch.cat(parts)[index] for parts in zip(*known, strict=True))
+        return apart(said, (x0, eps), batch, grid, config)

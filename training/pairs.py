@@ -26,12 +26,18 @@ COND = "cond."
 
 
 class Pairs(NamedTuple):
-    """A batch of states: `x [B, ...]` at `t = g_n`; `teacher` is None where it still has to be asked."""
+    """A batch of states: `x [B, ...]` at `t = g_n`; `teacher` is None where it still has to be asked.
+
+    Of trajectories also: their own guidance `w [B]`, and whether the teacher's step with it leads to the
+    sample before (`follows [B]`; of a step's first sample never).
+    """
 
     x: Tensor
     n: Tensor
     cond: Cond
     teacher: tuple[Prediction, Prediction] | None
+    w: Tensor | None = None
+    follows: Tensor | None = None
 
 
 class Source(Protocol):
@@ -70,13 +76,13 @@ def roll_out(
     """The guided teacher's DDIM trajectories over the whole grid, from `noise [T, ...]`, with guidance `w
     [T]`.
 
-    Each of the N steps of a trajectory is one pair: returns `x`, `x0_c`, `x0_uncond` `[T N, ...]`, `n` and
-    `row [T N]`.
+    Each of the N steps of a trajectory is one pair: returns `x`, `x0_c`, `x0_uncond` `[T N, ...]`, `n`, `w`
+    and `row [T N]`.
     x0 is what is kept: with x it gives eps, also where alpha is 0 and eps would not give x0.
     """
     x, rows = noise, torch.arange(len(noise))
     empty = repeat(uncond, len(noise))
-    kept: dict[str, list[Tensor]] = {"x": [], "x0_c": [], "x0_uncond": [], "n": [], "row": []}
+    kept: dict[str, list[Tensor]] = {"x": [], "x0_c": [], "x0_uncond": [], "n": [], "w": [], "row": []}
     for n in range(grid.n, 0, -1):
         now, down = grid.at(torch.tensor(n)), grid.at(torch.tensor(n - 1))
         on, off = cond_and_uncond(backbone, cond, empty, x, now, down)
@@ -85,6 +91,7 @@ def roll_out(
             ("x0_c", on[0]),
             ("x0_uncond", off[0]),
             ("n", torch.full_like(rows, n)),
+            ("w", w),
             ("row", rows),
         ):
             kept[name].append(value)
@@ -111,6 +118,7 @@ class Trajectories:
         reuse: int,
         w_range: tuple[float, float],
         keep_teacher: bool = True,
+        consecutive: int = 1,
         crew: Crew = ALONE,
         on_pairs: OnPairs = lambda done, steps: None,
     ) -> None:
@@ -119,9 +127,11 @@ class Trajectories:
         self.backbone, self.prompts, self.uncond, self.grid = backbone, prompts, uncond, grid
         self.folder, self.seed, self.trajectories, self.reuse = folder, seed, trajectories, reuse
         self.w_range, self.keep_teacher, self.crew = w_range, keep_teacher, crew
+        self.consecutive = consecutive
         self.on_pairs = on_pairs
         self.device = next(iter(prompts.values())).device
         self._made_from = {
+            "format": "2",
             "seed": str(seed),
             "trajectories": str(trajectories),
             "w": json.dumps(w_range),
@@ -143,20 +153,24 @@ class Trajectories:
             )
         shard, turn = divmod(step, uses)
         data = self._shard(shard)
+        groups = in_a_row(self.grid.n, self.trajectories, self.consecutive)
         order = torch.cat(
             [
-                torch.randperm(per_shard, generator=generator(self.seed, 11, shard, r))
+                groups[torch.randperm(len(groups), generator=generator(self.seed, 11, shard, r))].flatten()
                 for r in range(self.reuse)
             ]
         )
-        pick = order[turn * total : (turn + 1) * total][part]
+        pick = order[order >= 0][turn * total : (turn + 1) * total]
+        follows = after(data["n"][pick], data["row"][pick])[part]
+        pick = pick[part]
         x, n = placed(data["x"][pick], self.device), data["n"][pick]
         cond = take(self.prompts, self._prompts_of(shard)[data["row"][pick]])
-        if not self.keep_teacher:
-            return Pairs(x, n, cond, None)
-        now = self.grid.at(n).level
-        on, off = (placed(data[k][pick], self.device) for k in ("x0_c", "x0_uncond"))
-        return Pairs(x, n, cond, ((on, eps_of(x, on, now)), (off, eps_of(x, off, now))))
+        teacher = None
+        if self.keep_teacher:
+            now = self.grid.at(n).level
+            on, off = (placed(data[k][pick], self.device) for k in ("x0_c", "x0_uncond"))
+            teacher = (on, eps_of(x, on, now)), (off, eps_of(x, off, now))
+        return Pairs(x, n, cond, teacher, data["w"][pick], follows if self.consecutive > 1 else None)
 
     def _prompts_of(self, shard: int) -> Tensor:
         """Which prompt each trajectory of a shard follows."""
@@ -197,6 +211,23 @@ class Trajectories:
         by_time = {k: v.unflatten(0, (self.grid.n, len(mine))) for k, v in kept.items()}
         data = {k: self.crew.gathered(v, self.trajectories).flatten(0, 1) for k, v in by_time.items()}
         return {**data, "row": torch.arange(self.trajectories).repeat(self.grid.n)}
+
+
+def in_a_row(steps: int, trajectories: int, length: int) -> Tensor:
+    """The pairs of `roll_out` in groups of `length` that follow each other, the last of a group first:
+    `[groups, length]`, with -1 where a trajectory has no more.
+    """
+    index = torch.arange(steps * trajectories).view(steps, trajectories)
+    short = -steps % length
+    index = torch.cat([index, index.new_full((short, trajectories), -1)])
+    return index.view(-1, length, trajectories).flip(1).transpose(1, 2).reshape(-1, length)
+
+
+def after(n: Tensor, row: Tensor) -> Tensor:
+    """Which pairs of a step have the one before as their next state. `n`, `row [B]`: as of `roll_out`."""
+    follows = torch.zeros_like(n, dtype=torch.bool)
+    follows[1:] = (row[1:] == row[:-1]) & (n[1:] == n[:-1] + 1)
+    return follows
 
 
 class CachedLatents:

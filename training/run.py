@@ -116,7 +116,7 @@ def source_of(
     return Trajectories(
         backbone, prompts, uncond, grid, folder, seed=config.seed, trajectories=config.trajectories,
         reuse=config.reuse, w_range=(config.w_min, config.w_max), keep_teacher=config.cache_teacher,
-        crew=crew, on_pairs=on_pairs,
+        consecutive=config.linked, crew=crew, on_pairs=on_pairs,
     )  # fmt: skip
 
 
@@ -168,15 +168,44 @@ class Estimate(NamedTuple):
         return f"{size}, {minutes:.0f} min; {self.plan}"
 
 
-def estimate(config: DistillConfig, backbone: Backbone, prompts: Cond, free: Free = free_memory) -> Estimate:
-    """Meter one sample and multiply: two forwards of the teacher, target, student, one for the backward, and
-    one where blocks are recomputed. MemoryError where nothing fits into the free memory.
+class Forwards(NamedTuple):
+    """Of the network, for each sample of a run."""
+
+    alone: float  # without a backward pass: of the teacher and the target
+    trained: float  # of the student
+
+
+def forwards_of(config: DistillConfig, pictures: bool = False) -> Forwards:
+    """How often the network is evaluated for a sample of a data-free run, or of one from pictures: a
+    trajectory asks the teacher twice for each pair, which is used `reuse` times; what is not cached is asked
+    again.
+    """
+    evaluations = 2 if config.student == "tcf2" else 1
+    again = 0 if config.cache_teacher and not pictures else 4 if config.solver == "dpm2" else 2
+    drawn = 0 if pictures else 2 / config.reuse
+    target = evaluations / (1 if pictures else config.linked)
+    return Forwards(drawn + again + target, evaluations)
+
+
+def estimate(
+    config: DistillConfig,
+    backbone: Backbone,
+    prompts: Cond,
+    free: Free = free_memory,
+    *,
+    pictures: bool = False,
+) -> Estimate:
+    """Meter one sample and multiply: its forwards, one for the backward pass, and one where blocks are
+    recomputed. MemoryError where nothing fits into the free memory.
     """
     found, trained, seconds = _metered(config, backbone, prompts)
     plan = fitting(plans(found, config), free(_device(prompts)))[0]
     held = sum(p.numel() * p.element_size() for p in backbone.network.parameters())
-    forwards = (5 + plan.recompute) * config.batch * config.accumulation * config.steps
-    return Estimate(held + plan.need, seconds / 2 * forwards, trained, plan)
+    sample = forwards_of(config, pictures)
+    forwards = sample.alone + sample.trained * (2 + plan.recompute)
+    samples = config.batch * config.accumulation * config.steps
+    seconds *= forwards / (2 * sample.trained)  # a target and a student
+    return Estimate(held + plan.need, seconds * samples, trained, plan)
 
 
 def _device(cond: Cond) -> torch.device:

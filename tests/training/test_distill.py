@@ -24,6 +24,7 @@ from tiny import (
     same_run,
     settings,
     stop_at,
+    tinier,
     uncond,
 )
 from torch import Tensor
@@ -35,10 +36,10 @@ from comfyui_tcd.training.checkpoint import load_tensors
 from comfyui_tcd.training.config import DistillConfig
 from comfyui_tcd.training.distill import BEST, CHECKPOINT, LORA, Student, distill, student_on
 from comfyui_tcd.training.lora import load_lora, merge_lora
-from comfyui_tcd.training.objective import draw_times
+from comfyui_tcd.training.objective import Batch, Links, draw_times, tcd_loss
 from comfyui_tcd.training.pairs import CachedLatents, Source, generator, write_shard
 from comfyui_tcd.training.report import Validation, read_log
-from comfyui_tcd.training.run import estimate, train
+from comfyui_tcd.training.run import estimate, forwards_of, train
 from comfyui_tcd.training.unet_layers import diffusers_names
 
 
@@ -94,10 +95,13 @@ def by_the_book(
         for step in range(config.steps):
             pairs = source.batch(step, count, slice(None))
             draw = draw_times(grid, config, pairs.n, generator(config.seed, 1, step))
+            guidance = draw.w
+            if pairs.follows is not None and pairs.w is not None:  # what leads to the sample before
+                guidance = torch.where(pairs.follows, pairs.w, guidance)
             total = torch.zeros(())
             for i in range(count):
                 x, cond = pairs.x[i : i + 1], take(pairs.cond, slice(i, i + 1))
-                n, m, w = int(draw.n[i]), int(draw.m[i]), float(draw.w[i])
+                n, m, w = int(draw.n[i]), int(draw.m[i]), float(guidance[i])
                 now, prev, down = at(n), at(n - 1), at(m)
 
                 def guided(x: Tensor, now: Point, down: Point, cond: Any = cond, w: float = w) -> Any:
@@ -148,11 +152,12 @@ def by_the_book(
     [
         {},
         {"target": "ema", "target_decay": 0.6, "cache_teacher": False},
+        {"consecutive": 2, "accumulation": 2, "trajectories": 4},
         {"student": "tcfs", "accumulation": 2, "trajectories": 4, "s_range": "phases", "s_steps": 3},
         {"student": "tcf2", "solver": "dpm2", "cache_teacher": False, "distance": "l2"},
         {"student": "tcfs", "target": "ema", "target_decay": 0.9, "source": "latents", "weight_decay": 0.1},
     ],
-    ids=["cached", "ema", "S+ accumulated", "second order", "S+ ema latents"],
+    ids=["cached", "ema", "in a row", "S+ accumulated", "second order", "S+ ema latents"],
 )
 def test_the_loop_is_algorithm_2(tmp_path: Path, changes: dict[str, Any]):
     real = changes.pop("source", None) == "latents"
@@ -247,7 +252,8 @@ ONE = {"steps": 1, "warmup": 0, "clip": 0.0, "save_every": 1}
 
 
 @pytest.mark.parametrize(
-    "form", [{}, {"student": "tcfs", "target": "ema"}, {"all_s": True, "distance": "l2"}]
+    "form",
+    [{}, {"consecutive": 3}, {"student": "tcfs", "target": "ema"}, {"all_s": True, "distance": "l2"}],
 )
 def test_micro_batches_are_one_batch(tmp_path: Path, form: dict[str, Any]):
     shape = {"trajectories": 4, **ONE, **form}
@@ -257,6 +263,42 @@ def test_micro_batches_are_one_batch(tmp_path: Path, form: dict[str, Any]):
         exact = 2e-5 if "student" in form else 1e-6  # the embedding of s computes in float32
         assert (parts - whole).norm() < exact * whole.norm()
         assert mean == pytest.approx(loss, rel=1e-6)
+
+
+class Asked(Links):
+    """Every aim by a forward of the target, as Algorithm 1 is written."""
+
+    def loss(self, predictor: Any, batch: Batch, follows: Tensor, start: int, grid: Any, config: Any):
+        predict = predictor(batch.cond)
+        return tcd_loss(predict, predict, batch, grid, config)
+
+
+@pytest.mark.parametrize("length", [2, 3, 5])
+@pytest.mark.parametrize("form", [{}, {"all_s": True, "distance": "l2"}])
+def test_the_students_word_on_one_pair_is_the_aim_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int, form: dict[str, Any]
+):
+    config = settings(batch=8, trajectories=4, consecutive=length, **ONE, **form)
+    linked, loss = gradient(config, tmp_path / "linked")
+    monkeypatch.setattr(loop, "Links", Asked)
+    asked, same = gradient(config, tmp_path / "asked")
+    assert (linked - asked).norm() < 1e-5 * asked.norm()  # the teacher's step was made in float32
+    assert loss == pytest.approx(same, rel=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "asked"), [(12, [6]), (4, [2, 2, 2]), (3, [2, 1, 2, 1]), (1, [1, 0] * 6)])
+def test_the_target_is_asked_of_the_first_in_a_row_alone(tmp_path: Path, batch: int, asked: list[int]):
+    """Also where a row is cut: the part before hands on what was said."""
+    shape = {"consecutive": 2, "skip": 250, "trajectories": 3, **ONE}  # 4 times: rows of two throughout
+    backbone, seen = TinyUNet(), list[int]()
+
+    def watch(student: Student) -> None:
+        backbone.before = lambda x: None if torch.is_grad_enabled() else seen.append(len(x))
+
+    config = settings(batch=batch, accumulation=12 // batch, **shape)
+    data_free(backbone, config, tmp_path).batch(0, 12, slice(None))
+    run(config, tmp_path, backbone, data_free(backbone, config, tmp_path), inside=watch)
+    assert seen == [count for count in asked if count]
 
 
 @pytest.mark.parametrize("form", [{}, {"distance": "l2"}, {"all_s": True, "distance": "l2"}])
@@ -609,6 +651,31 @@ def test_an_estimate_counts_what_is_trained_and_leaves_the_network_alone():
         assert sizes[1].parameters == sum(p.numel() for p in student.parameters().values())
     assert sizes[0].memory < sizes[1].memory and sizes[0].seconds > 0
     assert "M trained parameters" in str(sizes[0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reuse": 2, "consecutive": 2},
+        {"student": "tcf2", "consecutive": 2},
+        {"solver": "dpm2", "cache_teacher": False},
+        {"student": "tcfs", "target": "ema", "source": "latents"},
+    ],
+    ids=["in a row", "second order", "dpm2", "latents"],
+)
+def test_the_forwards_of_an_estimate_are_those_of_a_run(tmp_path: Path, changes: dict[str, Any]):
+    pictures = changes.pop("source", None) == "latents"
+    config = settings(skip=250, trajectories=2, steps=4, s_range="zero", **changes)  # whole shards of 8 pairs
+    backbone, seen = tinier(), {True: 0, False: 0}
+
+    def watch(student: Student) -> None:
+        backbone.before = lambda x: seen.update({(on := torch.is_grad_enabled()): seen[on] + len(x)})
+
+    source = latents(tmp_path, config) if pictures else data_free(backbone, config, tmp_path)
+    run(config, tmp_path, backbone, source, inside=watch)
+    sample = forwards_of(config, pictures)
+    assert seen[True] == 16 * sample.trained
+    assert 0 <= 16 * sample.alone - seen[False] <= 1  # where two rows of one trajectory meet
 
 
 def test_distill_resumes_nothing_in_a_fresh_folder(tmp_path: Path):

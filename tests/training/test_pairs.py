@@ -13,7 +13,7 @@ from comfyui_tcd.samplers import Level
 from comfyui_tcd.training import pairs as module
 from comfyui_tcd.training.backbone import cond_and_uncond, repeat, take
 from comfyui_tcd.training.checkpoint import load_tensors, save_tensors
-from comfyui_tcd.training.objective import TimeGrid, solver_step, teacher_predictor
+from comfyui_tcd.training.objective import TimeGrid, guided, solver_step, teacher_predictor
 from comfyui_tcd.training.pairs import (
     CachedLatents,
     OnPairs,
@@ -91,6 +91,38 @@ def test_a_pair_is_used_as_often_as_asked(tmp_path: Path):
     assert [p.name for p in (tmp_path / "pairs").iterdir()] == ["pairs-00000.safetensors"]
     assert not torch.isin(source.batch(12, 5, EVERY).x, seen).any(), "the next shard is new"
     assert [p.name for p in (tmp_path / "pairs").iterdir()] == ["pairs-00001.safetensors"]
+
+
+@pytest.mark.parametrize("length", [2, 3, 5])
+def test_pairs_in_a_row_lead_to_one_another(tmp_path: Path, length: int):
+    backbone, of = TinyUNet(), grid()
+    config = settings(trajectories=4, reuse=2, consecutive=length)
+    source = data_free(backbone, config, tmp_path)
+    pairs = source.batch(0, 20, EVERY)
+    assert pairs.follows is not None and pairs.w is not None and pairs.teacher is not None
+    assert len(pairs.x.flatten(1).unique(dim=0)) == 20, "a pass over the shard is complete"
+    rows_each = -(-of.n // length)
+    assert int((~pairs.follows).sum()) <= 4 * rows_each and not pairs.follows[0]
+    here = pairs.follows.nonzero()[:, 0]
+    on, off = ((x0[here], eps[here]) for x0, eps in pairs.teacher)
+    step = guided(on, off, pairs.w[here])
+    now, prev = of.at(pairs.n[here]), of.at(pairs.n[here] - 1)
+    x_prev = solver_step(lambda *_: step, pairs.x[here], now, prev, "ddim", of.schedule)
+    torch.testing.assert_close(x_prev, pairs.x[here - 1], rtol=1e-4, atol=1e-4)
+    for name, value in pairs.cond.items():
+        assert torch.equal(value[here], value[here - 1]), name
+    again = source.batch(1, 20, EVERY)
+    assert not torch.equal(again.x, pairs.x), "the next pass has an order of its own"
+    cut = [source.batch(0, 20, slice(i, i + 5)) for i in range(0, 20, 5)]
+    assert torch.equal(torch.cat([c.follows for c in cut if c.follows is not None]), pairs.follows)
+
+
+def test_a_row_that_a_step_cuts_begins_anew(tmp_path: Path):
+    source = data_free(TinyUNet(), settings(trajectories=4, consecutive=5), tmp_path)
+    first, second = source.batch(0, 4, EVERY), source.batch(1, 4, EVERY)
+    assert first.n.tolist() == [1, 2, 3, 4] and second.n.tolist() == [5, 1, 2, 3]
+    assert first.follows is not None and first.follows.tolist() == [False, True, True, True]
+    assert second.follows is not None and second.follows.tolist() == [False, False, True, True]
 
 
 def test_prompts_are_used_evenly(tmp_path: Path):

@@ -36,6 +36,7 @@ def settings(**changes: Any) -> DistillConfig:
         "w_max": 2.0,
         "trajectories": 2,
         "reuse": 1,
+        "consecutive": 1,
         "save_every": 4,
         "validate_every": 3,
         "seed": 7,
@@ -176,6 +177,7 @@ def data_free(
         reuse=config.reuse,
         w_range=(config.w_min, config.w_max),
         keep_teacher=config.cache_teacher,
+        consecutive=config.linked,
         crew=crew,
         on_pairs=on_pairs,
     )
