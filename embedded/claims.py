@@ -242,6 +242,10 @@ def report(sections: Mapping[str, Sequence[Row]], settings: Mapping[str, Any]) -
         said = "Frechet distance to the guided teacher's pictures, by how often each pair of it is used:"
         named = [{**r, "method": f"{r['reuse']} times"} for r in rows]
         parts += ["", "## Pairs used again", "", said, "", by_steps(named)]
+    if rows := sections.get("consecutive"):
+        said = "Frechet distance to the guided teacher's pictures, by how many in a row are used together:"
+        named = [{**r, "method": f"{r['consecutive']} in a row"} for r in rows]
+        parts += ["", "## Pairs in a row", "", said, "", by_steps(named)]
     if rows := sections.get("flow"):
         said = (
             "The same network by velocities, distilled and sampled as a flow model; Frechet distance to what "

@@ -57,9 +57,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "short": {"steps": ITERATIONS // 4},
 }
 AGAINST_TEACHER = "tcd, against the teacher"  # and what the pictures are compared with
-REUSE = (2, 4)  # how often a pair of the teacher's trajectories is used
+# What saves work: how often a pair of a trajectory is used, how many in a row are used together.
+THRIFT: dict[str, tuple[int, ...]] = {"reuse": (2, 4), "consecutive": (1, 2, 4)}
 
-PARTS = ("table1", "teacher", "figure6", "table2", "variants", "reuse", "flow")
+PARTS = ("table1", "teacher", "figure6", "table2", "variants", *THRIFT, "flow")
 
 Row = dict[str, Any]
 
@@ -231,7 +232,8 @@ def run(args: argparse.Namespace) -> int:
             *against_teacher(work, rate),
             *(row for name in VARIANTS for row in variant(work, rate, name)),
         ],
-        "reuse": reuse(work, rate, SEEDS[0]),
+        "reuse": thrift(work, rate, "reuse", SEEDS[0]),
+        "consecutive": [row for seed in SEEDS for row in thrift(work, rate, "consecutive", seed)],
         "flow": flow(work, rate, SEEDS[0]),
     }
     settings = {
@@ -404,25 +406,25 @@ def by_rate(work: Reproduction, best: float) -> list[Row]:
     return work.stage("table2", "table2-by-rate", measure)
 
 
-def reuse(work: Reproduction, rate: float, seed: int) -> list[Row]:
-    """Students by how often each of the teacher's pairs was used, with as many iterations: from fewer of its
-    trajectories, the more often. By the distance to what the guided teacher draws.
+def thrift(work: Reproduction, rate: float, setting: str, seed: int) -> list[Row]:
+    """Students by a setting that saves work, with as many iterations; by the distance to what the guided
+    teacher draws.
     """
 
     def measure() -> list[Row]:
         judge = work.against(sample_teacher(work.teacher, work.tuning, "ddim", max(STEPS), CFG))
+        usual = DistillConfig.resolve("embedded", **SETTINGS).as_dict()[setting]
         rows: list[Row] = []
-        for times in REUSE:
-            usual = times == DistillConfig.resolve("embedded", **SETTINGS).reuse
-            name = "tcd" if usual else f"reuse{times}"
-            student = work.student(name, METHODS["tcd"] | {"reuse": times}, rate, seed)
+        for value in THRIFT[setting]:
+            name = "tcd" if value == usual else f"{setting}{value}"
+            student = work.student(name, METHODS["tcd"] | {setting: value}, rate, seed)
             for steps in STEPS[1:]:
                 images = work.sample(student, "tcd", work.tuning, steps)
-                row = {"method": "tcd", "reuse": times, "seed": seed, "steps": steps, "gamma": GAMMA}
+                row = {"method": "tcd", setting: value, "seed": seed, "steps": steps, "gamma": GAMMA}
                 rows.append({**row, **judge.measure(images, work.tuning.labels)})
         return rows
 
-    return work.stage("reuse", f"reuse-seed{seed}", measure)
+    return work.stage(setting, f"{setting}-seed{seed}", measure)
 
 
 def flow(work: Reproduction, rate: float, seed: int) -> list[Row]:

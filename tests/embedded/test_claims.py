@@ -130,5 +130,7 @@ def test_a_report_of_a_part_says_nothing_of_the_rest():
     assert "### near" in text and "| 4 | 0.88 | 0.98 |" in text
     again = [row("tcd", 4, 60 + n + seed, reuse=n, seed=seed) for n in (2, 4) for seed in (0, 1)]
     assert "| 4 times | 64 (59 to 70) |" in report({"reuse": again}, SETTINGS)
+    rows = [row("tcd", 4, 60 + n, consecutive=n, seed=0) for n in (1, 2)]
+    assert "| 2 in a row | 62 (57 to 67) |" in report({"consecutive": rows}, SETTINGS)
     text = report({"flow": [row("euler", 4, 150, gamma=None), row("tcd", 4, 60, gamma=0.3)]}, SETTINGS)
     assert "| teacher, Euler | 150 (145 to 155) |" in text and "| TCD, gamma 0.3 | 60 (55 to 65) |" in text

@@ -189,13 +189,31 @@ def test_reproduce_goes_on_where_it_was_and_publishes(tmp_path, capsys, monkeypa
     results = json.loads((tmp_path / "docs" / "results.json").read_text("utf-8"))
     assert {r["method"] for r in results["rows"]} == {"tcd", "tcd_tuned", "lcm", "ddim", "dpmpp_2s", *FLOORS}
     assert results["settings"]["best_rates"] == dict.fromkeys(("tcd", "lcm", "tcf2", "tcfs"), 1e-4)
-    parts = {"table1", "close", "figure6", "table2", "rates", "variants", "teacher", "reuse", "flow"}
+    parts = {
+        "table1",
+        "close",
+        "figure6",
+        "table2",
+        "rates",
+        "variants",
+        "teacher",
+        "flow",
+        *reproduce.THRIFT,
+    }
     assert parts == set(results["sections"])
     assert {r["samples"] for r in results["sections"]["close"]} == {40 * reproduce.CLOSE_TIMES}
     assert {p.name for p in (tmp_path / "docs").iterdir()} >= {"steps.png", "gamma.png"}
     assert (tmp_path / "docs" / "stages" / "close-seed0.json").is_file()
     report = (tmp_path / "docs" / "report.md").read_text("utf-8")
-    heads = ("Table 1", "The teacher", "Figure 6", "Table 2", "Pairs used again", "As a flow model")
+    heads = (
+        "Table 1",
+        "The teacher",
+        "Figure 6",
+        "Table 2",
+        "Pairs used again",
+        "Pairs in a row",
+        "As a flow model",
+    )
     assert all(f"## {part}" in report for part in heads)
     assert main(command) == 0
     again = capsys.readouterr().out
