@@ -45,25 +45,30 @@ from comfyui_tcd.training.objective import TimeGrid, distance
 from comfyui_tcd.training.processes import ALONE
 from comfyui_tcd.training.run import source_of
 
-SKIP = 200
-"""Five times of the grid, so that a short run is of whole shards; what a sample costs does not hang on it."""
+SKIP = 250
+"""Four times of the grid, so that a short run is of whole shards, and these of whole rows of pairs, as with
+the fifty of a usual run.
+"""
 
 
 class Loop(NamedTuple):
     ours: bool
     recompute: bool
     reuse: int = 1
+    consecutive: int = 1
     compile: bool = False
 
 
 LOOPS = {
     "usual, blocks recomputed": Loop(False, True),
     "usual, everything kept": Loop(False, False),
-    "ours, blocks recomputed": Loop(True, True, 2),
-    "ours, everything kept": Loop(True, False, 2),
-    "ours, everything kept, compiled": Loop(True, False, 2, compile=True),
-    "ours, everything kept, reuse 4": Loop(True, False, 4),
-    "ours, everything kept, compiled, reuse 4": Loop(True, False, 4, compile=True),
+    "ours, blocks recomputed": Loop(True, True, 2, 2),
+    "ours, everything kept": Loop(True, False, 2, 2),
+    "ours, everything kept, each pair on its own": Loop(True, False, 2),
+    "ours, everything kept, 4 in a row": Loop(True, False, 2, 4),
+    "ours, everything kept, compiled": Loop(True, False, 2, 2, compile=True),
+    "ours, everything kept, reuse 4": Loop(True, False, 4, 2),
+    "ours, everything kept, compiled, reuse 4": Loop(True, False, 4, 2, compile=True),
 }
 
 
@@ -286,12 +291,13 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     device = torch.device(options.device)
     if device.type == "cpu":
         torch.set_num_threads(1)
-    # whole shards: trajectories x 5 pairs x reuse = steps x batch
+    # whole shards: trajectories x pairs x reuse = steps x batch
     trajectories = max(1, options.steps * options.batch // (1000 // SKIP * loop.reuse))
     steps = trajectories * (1000 // SKIP) * loop.reuse // options.batch
     config = DistillConfig(
         steps=steps, batch=options.batch, warmup=0, rank=options.rank, alpha=float(options.rank), skip=SKIP,
-        trajectories=trajectories, reuse=loop.reuse, compile=loop.compile, learning_rate=1e-4,
+        trajectories=trajectories, reuse=loop.reuse, consecutive=loop.consecutive, compile=loop.compile,
+        learning_rate=1e-4,
         save_every=10**6, validate_every=10**6,
     )  # fmt: skip
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
