@@ -196,14 +196,15 @@ def distill(
                 with student.lora.off():  # a source may have to ask the teacher
                     pairs = source.batch(step, total, part)
                 draw = draw_times(grid, config, pairs.n, generator(config.seed, 1, step), total, part)
-                if pairs.w is not None and pairs.follows is not None:
-                    draw = draw._replace(w=torch.where(pairs.follows, pairs.w, draw.w))
+                in_row = pairs.in_row if config.linked > 1 else None
+                if in_row is not None:
+                    draw = draw._replace(w=torch.where(in_row.follows, in_row.w, draw.w))
                 x_prev = teacher_step(student, pairs, uncond, draw.w, grid, config)
 
                 # Loss. Teacher, target, student: nothing else runs while the student's graph is alive.
                 batch = Batch(pairs.x, x_prev, draw, pairs.cond)
-                if pairs.follows is not None:
-                    each = links.loss(student.predictor, batch, pairs.follows, part.start, grid, config)
+                if in_row is not None:
+                    each = links.loss(student.predictor, batch, in_row.follows, part.start, grid, config)
                 else:
                     predict = student.predictor(pairs.cond)
                     behind = averaged(predict, trained, target) if target is not None else predict

@@ -1,5 +1,5 @@
-"""Frozen weights narrower than what they are multiplied with (8 bits, or 16 where a host computes in 32):
-widened for each product, and again for its gradient, never kept wide.
+"""Frozen weights of another dtype than what they are multiplied with (8 bits, or 16 where a host computes in
+32): cast for each product, and again for its gradient, never kept wide.
 
 A layer that casts its weight in the forward pass hands the wide copy to autograd, which keeps it until the
 backward pass: all of them together are the memory that narrow weights were to save.

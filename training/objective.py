@@ -192,15 +192,17 @@ def tcd_loss(
     if config.student == "tcf1":
         with torch.no_grad():
             aim = target(batch.x_prev, prev, down)
-        return apart(student(batch.x, now, down), aim, batch, grid, config)
+        return tcf1_loss(student(batch.x, now, down), aim, batch, grid, config)
     with torch.no_grad():
         goal = consistency(target, batch.x_prev, prev, down, config.student, grid.schedule)
     guess = consistency(student, batch.x, now, down, config.student, grid.schedule)
     return distance(guess, goal, config.distance, config.huber_c)
 
 
-def apart(said: Prediction, aim: Prediction, batch: Batch, grid: TimeGrid, config: DistillConfig) -> Tensor:
-    """The loss of TCF(1), `[B]`, whose network does not see s: from what it says of x_t, and of x_t'."""
+def tcf1_loss(
+    said: Prediction, aim: Prediction, batch: Batch, grid: TimeGrid, config: DistillConfig
+) -> Tensor:
+    """`tcd_loss` of TCF(1), whose network does not see s: from what it says of x_t, and of x_t'. `[B]`."""
     if config.all_s:
         return all_s_distance(said, aim, grid.moments[batch.draw.n])
     now, prev, down = grid.at(batch.draw.n), grid.at(batch.draw.n - 1), grid.at(batch.draw.m)
@@ -230,28 +232,24 @@ class Links:
         grid: TimeGrid,
         config: DistillConfig,
     ) -> Tensor:
-        """`tcd_loss` of the samples from `start` on, with a target's forward for those alone whose aim nobody
-        says. `follows [B]`, on the CPU: which have the sample before them as their x_t'.
+        """`tcd_loss` of TCF(1) for the samples from `start` on, with a target's forward for those alone whose
+        aim nobody says. `follows [B]`, on the CPU: which have the sample before them as their x_t'.
         """
         now, prev, down = grid.at(batch.draw.n), grid.at(batch.draw.n - 1), grid.at(batch.draw.m)
-        handed = self.said if self.end == start else None
-        follows = follows.clone()
-        follows[0] &= handed is not None
-        alone = (~follows).nonzero()[:, 0]
-        known: list[Prediction] = [] if handed is None else [handed]
+        before = self.said if self.end == start else None
+        first = bool(follows[0]) and before is not None
+        alone = torch.cat([torch.tensor([not first]), ~follows[1:]]).nonzero()[:, 0]
+        where, asked = placed(alone, batch.x.device), None
         if len(alone):
             with torch.no_grad():
-                x = batch.x_prev[placed(alone, batch.x.device)]
-                known.append(predictor(take(batch.cond, alone))(x, some(prev, alone), some(down, alone)))
+                predict = predictor(take(batch.cond, alone))
+                asked = predict(batch.x_prev[where], some(prev, alone), some(down, alone))
         said = predictor(batch.cond)(batch.x, now, down)
-        known.append((said[0].detach(), said[1].detach()))
+        aim = said[0].detach().roll(1, 0), said[1].detach().roll(1, 0)
+        for i, values in enumerate(aim):
+            if first and before is not None:
+                values[:1] = before[i]
+            if asked is not None:
+                values[where] = asked[i]
         self.said, self.end = (said[0][-1:].detach(), said[1][-1:].detach()), start + len(batch.x)
-
-        # Rows of `known`: the one handed on, those asked for, then the student's own.
-        first = int(handed is not None)
-        row = first + len(alone) + torch.arange(len(follows)) - 1
-        row[0] = 0
-        row[alone] = first + torch.arange(len(alone))
-        index = placed(row, batch.x.device)
-        x0, eps = (torch.cat(parts)[index] for parts in zip(*known, strict=True))
-        return apart(said, (x0, eps), batch, grid, config)
+        return tcf1_loss(said, aim, batch, grid, config)

@@ -25,19 +25,25 @@ from .processes import ALONE, Crew
 COND = "cond."
 
 
-class Pairs(NamedTuple):
-    """A batch of states: `x [B, ...]` at `t = g_n`; `teacher` is None where it still has to be asked.
+class InRow(NamedTuple):
+    """Which pairs have the one before them as their next state, with the guidance that leads there; on the
+    CPU. Of a step's first pair never.
+    """
 
-    Of trajectories also: their own guidance `w [B]`, and whether the teacher's step with it leads to the
-    sample before (`follows [B]`; of a step's first sample never).
+    follows: Tensor  # [B]
+    w: Tensor  # [B]
+
+
+class Pairs(NamedTuple):
+    """A batch of states: `x [B, ...]` at `t = g_n`; `teacher` is None where it still has to be asked,
+    `in_row` where each pair stands by itself.
     """
 
     x: Tensor
     n: Tensor
     cond: Cond
     teacher: tuple[Prediction, Prediction] | None
-    w: Tensor | None = None
-    follows: Tensor | None = None
+    in_row: InRow | None = None
 
 
 class Source(Protocol):
@@ -153,16 +159,16 @@ class Trajectories:
             )
         shard, turn = divmod(step, uses)
         data = self._shard(shard)
-        groups = in_a_row(self.grid.n, self.trajectories, self.consecutive)
-        order = torch.cat(
-            [
-                groups[torch.randperm(len(groups), generator=generator(self.seed, 11, shard, r))].flatten()
-                for r in range(self.reuse)
-            ]
-        )
-        pick = order[order >= 0][turn * total : (turn + 1) * total]
-        follows = after(data["n"][pick], data["row"][pick])[part]
-        pick = pick[part]
+        rows, links = in_a_row(self.grid.n, self.trajectories, self.consecutive)
+        orders = [
+            torch.randperm(len(rows), generator=generator(self.seed, 11, shard, r)) for r in range(self.reuse)
+        ]
+        order = torch.cat([rows[order].flatten() for order in orders])
+        follows = torch.cat([links[order].flatten() for order in orders])[order >= 0]
+        now = slice(turn * total, (turn + 1) * total)
+        pick, follows = order[order >= 0][now], follows[now]
+        follows[0] = False
+        pick, follows = pick[part], follows[part]
         x, n = placed(data["x"][pick], self.device), data["n"][pick]
         cond = take(self.prompts, self._prompts_of(shard)[data["row"][pick]])
         teacher = None
@@ -170,7 +176,7 @@ class Trajectories:
             now = self.grid.at(n).level
             on, off = (placed(data[k][pick], self.device) for k in ("x0_c", "x0_uncond"))
             teacher = (on, eps_of(x, on, now)), (off, eps_of(x, off, now))
-        return Pairs(x, n, cond, teacher, data["w"][pick], follows if self.consecutive > 1 else None)
+        return Pairs(x, n, cond, teacher, InRow(follows, data["w"][pick]) if self.consecutive > 1 else None)
 
     def _prompts_of(self, shard: int) -> Tensor:
         """Which prompt each trajectory of a shard follows."""
@@ -213,21 +219,18 @@ class Trajectories:
         return {**data, "row": torch.arange(self.trajectories).repeat(self.grid.n)}
 
 
-def in_a_row(steps: int, trajectories: int, length: int) -> Tensor:
-    """The pairs of `roll_out` in groups of `length` that follow each other, the last of a group first:
-    `[groups, length]`, with -1 where a trajectory has no more.
+def in_a_row(steps: int, trajectories: int, length: int) -> tuple[Tensor, Tensor]:
+    """The pairs of `roll_out` in rows of `length` that lead to one another, the last of a trajectory first:
+    their indices `[rows, length]`, with -1 where a trajectory has no more, and which have the one before them
+    as their next state.
     """
+    length = min(length, steps)
     index = torch.arange(steps * trajectories).view(steps, trajectories)
-    short = -steps % length
-    index = torch.cat([index, index.new_full((short, trajectories), -1)])
-    return index.view(-1, length, trajectories).flip(1).transpose(1, 2).reshape(-1, length)
-
-
-def after(n: Tensor, row: Tensor) -> Tensor:
-    """Which pairs of a step have the one before as their next state. `n`, `row [B]`: as of `roll_out`."""
-    follows = torch.zeros_like(n, dtype=torch.bool)
-    follows[1:] = (row[1:] == row[:-1]) & (n[1:] == n[:-1] + 1)
-    return follows
+    index = torch.cat([index, index.new_full((-steps % length, trajectories), -1)])
+    rows = index.view(-1, length, trajectories).flip(1).transpose(1, 2).reshape(-1, length)
+    links = torch.zeros_like(rows, dtype=torch.bool)
+    links[:, 1:] = rows[:, :-1] >= 0
+    return rows, links
 
 
 class CachedLatents:

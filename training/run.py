@@ -183,8 +183,12 @@ def forwards_of(config: DistillConfig, pictures: bool = False) -> Forwards:
     evaluations = 2 if config.student == "tcf2" else 1
     again = 0 if config.cache_teacher and not pictures else 4 if config.solver == "dpm2" else 2
     drawn = 0 if pictures else 2 / config.reuse
-    target = evaluations / (1 if pictures else config.linked)
-    return Forwards(drawn + again + target, evaluations)
+    times, total = 1000 // config.skip, config.batch * config.accumulation
+    length = 1 if pictures else min(config.linked, times)
+    rows = -(-times // length) / times
+    if times % length or total % length:
+        rows += (1 - 1 / length) / total  # those that a step cuts
+    return Forwards(drawn + again + rows * evaluations, evaluations)
 
 
 def estimate(

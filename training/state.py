@@ -17,6 +17,8 @@ from .processes import ALONE, Crew, Stored
 
 SAME = ("checkpointing", "compile")
 """Settings that change how a result is computed, and not the result."""
+BEFORE = {"consecutive": 1}
+"""What checkpoints did that do not name a setting, where its default is another."""
 INT = ":int"
 """After the name of an optimizer's whole number, which a file holds as a tensor."""
 
@@ -77,7 +79,7 @@ class State:
             raise ValueError(f"{self.path}: not a checkpoint of a run; move it away or choose another folder")
         progress = json.loads(metadata["progress"])
         # What the checkpoint does not name is newer than it.
-        usual: dict[str, Any] = {f.name: f.default for f in fields(self.config)}
+        usual: dict[str, Any] = {f.name: f.default for f in fields(self.config)} | BEFORE
         before: dict[str, Any] = {**usual, **progress["config"]}
         now = self.config.as_dict()
         changed = [k for k, v in now.items() if before[k] != v and k not in SAME]

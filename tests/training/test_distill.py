@@ -96,8 +96,8 @@ def by_the_book(
             pairs = source.batch(step, count, slice(None))
             draw = draw_times(grid, config, pairs.n, generator(config.seed, 1, step))
             guidance = draw.w
-            if pairs.follows is not None and pairs.w is not None:  # what leads to the sample before
-                guidance = torch.where(pairs.follows, pairs.w, guidance)
+            if pairs.in_row is not None:  # what leads to the sample before
+                guidance = torch.where(pairs.in_row.follows, pairs.in_row.w, guidance)
             total = torch.zeros(())
             for i in range(count):
                 x, cond = pairs.x[i : i + 1], take(pairs.cond, slice(i, i + 1))
@@ -657,11 +657,12 @@ def test_an_estimate_counts_what_is_trained_and_leaves_the_network_alone():
     "changes",
     [
         {"reuse": 2, "consecutive": 2},
+        {"consecutive": 3},
         {"student": "tcf2", "consecutive": 2},
         {"solver": "dpm2", "cache_teacher": False},
         {"student": "tcfs", "target": "ema", "source": "latents"},
     ],
-    ids=["in a row", "second order", "dpm2", "latents"],
+    ids=["in a row", "cut", "second order", "dpm2", "latents"],
 )
 def test_the_forwards_of_an_estimate_are_those_of_a_run(tmp_path: Path, changes: dict[str, Any]):
     pictures = changes.pop("source", None) == "latents"
@@ -674,8 +675,8 @@ def test_the_forwards_of_an_estimate_are_those_of_a_run(tmp_path: Path, changes:
     source = latents(tmp_path, config) if pictures else data_free(backbone, config, tmp_path)
     run(config, tmp_path, backbone, source, inside=watch)
     sample = forwards_of(config, pictures)
-    assert seen[True] == 16 * sample.trained
-    assert 0 <= 16 * sample.alone - seen[False] <= 1  # where two rows of one trajectory meet
+    cut = 2 if config.linked == 3 else 0  # of four steps; which of them cut a row is a matter of chance
+    assert seen[True] == 16 * sample.trained and abs(seen[False] - 16 * sample.alone) <= cut
 
 
 def test_distill_resumes_nothing_in_a_fresh_folder(tmp_path: Path):

@@ -96,7 +96,7 @@ def source_on(far: torch.device, kind: str, config: DistillConfig, folder: Path)
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "trajectories": ("trajectories", {}),
-    "in a row": ("trajectories", {"consecutive": 2}),
+    "in a row": ("trajectories", {"consecutive": 3, "batch": 2, "accumulation": 2}),
     "every s, accumulated": (
         "trajectories",
         {"all_s": True, "distance": "l2", "batch": 2, "accumulation": 2},

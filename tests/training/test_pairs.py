@@ -93,19 +93,20 @@ def test_a_pair_is_used_as_often_as_asked(tmp_path: Path):
     assert [p.name for p in (tmp_path / "pairs").iterdir()] == ["pairs-00001.safetensors"]
 
 
-@pytest.mark.parametrize("length", [2, 3, 5])
+@pytest.mark.parametrize("length", [2, 3, 5, 10**9])
 def test_pairs_in_a_row_lead_to_one_another(tmp_path: Path, length: int):
     backbone, of = TinyUNet(), grid()
     config = settings(trajectories=4, reuse=2, consecutive=length)
     source = data_free(backbone, config, tmp_path)
     pairs = source.batch(0, 20, EVERY)
-    assert pairs.follows is not None and pairs.w is not None and pairs.teacher is not None
+    assert pairs.in_row is not None and pairs.teacher is not None
+    follows, w = pairs.in_row
     assert len(pairs.x.flatten(1).unique(dim=0)) == 20, "a pass over the shard is complete"
-    rows_each = -(-of.n // length)
-    assert int((~pairs.follows).sum()) <= 4 * rows_each and not pairs.follows[0]
-    here = pairs.follows.nonzero()[:, 0]
+    rows_each = -(-of.n // min(length, of.n))
+    assert int((~follows).sum()) == 4 * rows_each and not follows[0]
+    here = follows.nonzero()[:, 0]
     on, off = ((x0[here], eps[here]) for x0, eps in pairs.teacher)
-    step = guided(on, off, pairs.w[here])
+    step = guided(on, off, w[here])
     now, prev = of.at(pairs.n[here]), of.at(pairs.n[here] - 1)
     x_prev = solver_step(lambda *_: step, pairs.x[here], now, prev, "ddim", of.schedule)
     torch.testing.assert_close(x_prev, pairs.x[here - 1], rtol=1e-4, atol=1e-4)
@@ -114,15 +115,15 @@ def test_pairs_in_a_row_lead_to_one_another(tmp_path: Path, length: int):
     again = source.batch(1, 20, EVERY)
     assert not torch.equal(again.x, pairs.x), "the next pass has an order of its own"
     cut = [source.batch(0, 20, slice(i, i + 5)) for i in range(0, 20, 5)]
-    assert torch.equal(torch.cat([c.follows for c in cut if c.follows is not None]), pairs.follows)
+    assert torch.equal(torch.cat([c.in_row.follows for c in cut if c.in_row]), follows)
 
 
 def test_a_row_that_a_step_cuts_begins_anew(tmp_path: Path):
     source = data_free(TinyUNet(), settings(trajectories=4, consecutive=5), tmp_path)
     first, second = source.batch(0, 4, EVERY), source.batch(1, 4, EVERY)
     assert first.n.tolist() == [1, 2, 3, 4] and second.n.tolist() == [5, 1, 2, 3]
-    assert first.follows is not None and first.follows.tolist() == [False, True, True, True]
-    assert second.follows is not None and second.follows.tolist() == [False, False, True, True]
+    assert first.in_row and first.in_row.follows.tolist() == [False, True, True, True]
+    assert second.in_row and second.in_row.follows.tolist() == [False, False, True, True]
 
 
 def test_prompts_are_used_evenly(tmp_path: Path):

@@ -59,6 +59,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "EMA target": {"target": "ema", "target_decay": 0.7, "weight_decay": 0.1},
     "S+ from pictures": {"student": "tcfs", "target": "ema", "source": "latents"},
     "second order": {"student": "tcf2", "solver": "dpm2", "cache_teacher": False},
+    "in a row, accumulated": {"consecutive": 3, "batch": 2, "accumulation": 2},
     "all s": {"all_s": True, "distance": "l2", "s_range": "near"},
 }
 
@@ -149,6 +150,17 @@ def test_other_settings_are_refused_by_name_and_nothing_changes(tmp_path: Path):
     with pytest.raises(ValueError, match=r"other settings \(learning_rate, w_max\); use the same settings"):
         run_tinier(settings(learning_rate=2e-3, w_max=9.0), tmp_path)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_checkpoint_from_before_a_setting_goes_on_as_it_began(tmp_path: Path):
+    run_tinier(settings(steps=4), tmp_path)
+    tensors, metadata = load_tensors(tmp_path / CHECKPOINT)
+    progress = json.loads(metadata["progress"])
+    del progress["config"]["consecutive"]
+    save_tensors(tmp_path / CHECKPOINT, tensors, {"progress": json.dumps(progress)})
+    with pytest.raises(ValueError, match=r"other settings \(consecutive\)"):
+        run_tinier(settings(steps=4, consecutive=2), tmp_path)
+    run_tinier(settings(steps=4, consecutive=1), tmp_path)
 
 
 def test_a_run_on_another_network_is_refused(tmp_path: Path):

@@ -41,7 +41,8 @@ sys.exit(main())
 def arguments(out: Path) -> list[str]:
     given = {
         "out": out, "steps": STEPS, "batch": 4, "accumulation": 2, "rank": 4, "learning-rate": 1e-4,
-        "skip": 200, "trajectories": 3, "warmup": 0, "validation-prompts": 1, "validate-every": STEPS,
+        "skip": 200, "trajectories": 3, "consecutive": 3, "warmup": 0, "validation-prompts": 1,
+        "validate-every": STEPS,
     }  # fmt: skip
     options = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
     return ["train", "--embedded", *options]
