@@ -1,4 +1,4 @@
-"""Runs in ComfyUI's interpreter: TCD_Distill on a whole SD 1.5 with random weights.
+"""Runs in ComfyUI's interpreter: TCD_Distill on a whole SD 1.5, or on SDXL's UNet, with random weights.
 
     python full_size_distill.py COMFYUI PACK --base-directory HOME
 
@@ -15,28 +15,44 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import full_size_inside
 import torch
 from torch import Tensor
 
 
 @cache
-def loaded() -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE (of the tiny kind), by the host's loader of checkpoints."""
+def loaded(architecture: str) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE (of the tiny kind), by the host's loader of checkpoints. SDXL without its text
+    encoders and a VAE, weights kept in bfloat16 and computed with in float32.
+    """
     import comfy.sd
     import distill_standins
     import workflow_standins as standins
     from lora_inside import UNETS
 
+    if architecture == "SDXL":
+        return full_size_inside.model(architecture), None, None
     config = {**standins.UNET, **UNETS["SD 1.5"]}
     weights = standins.filled(standins.joined("SD15", config, distill_standins.vae(4)))
     return comfy.sd.load_state_dict_guess_config(weights)[:3]
 
 
-def sizes() -> list[int]:
+def sizes(architecture: str) -> list[int]:
     """Parameters of the UNet and of the text encoder."""
-    model, clip, _ = loaded()
-    parts = model.model.diffusion_model, clip.cond_stage_model
+    model, clip, _ = loaded(architecture)
+    parts = [model.model.diffusion_model, *([clip.cond_stage_model] if clip else [])]
     return [sum(p.numel() for p in part.parameters()) for part in parts]
+
+
+def encoded(architecture: str, text: str) -> Any:
+    """CONDITIONING: of a text, or where there is no encoder of random numbers, for the empty text others."""
+    import nodes
+
+    if (clip := loaded(architecture)[1]) is not None:
+        return nodes.CLIPTextEncode().encode(clip, text)[0]
+    ((words, more),) = full_size_inside.conditioning(architecture)
+    sign = 1 if text else -1
+    return [[sign * words, {"pooled_output": sign * more["pooled_output"]}]]
 
 
 class Peak:
@@ -59,13 +75,12 @@ class Peak:
         return int(lines[name].split()[0]) * 1024
 
 
-def sampled(model: Any) -> Tensor:
+def sampled(architecture: str, model: Any) -> Tensor:
     """A latent by four steps of the pack's sampler."""
-    import nodes
     from distill_inside import run
 
-    clip, latent = loaded()[1], torch.zeros(1, 4, 8, 8)
-    positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in ("a cat", ""))
+    latent = torch.zeros(1, 4, 8, 8)
+    positive, negative = (encoded(architecture, text) for text in ("a cat", ""))
     return run(
         "TCD_KSampler", model=model, seed=5, steps=4, cfg=1.0, gamma=0.3, positive=positive,
         negative=negative, latent_image={"samples": latent}, denoise=1.0,
@@ -91,16 +106,19 @@ def planned() -> Generator[list[tuple[str, Peak]]]:
         monitor.planned = real
 
 
-def distilled(**given: Any) -> dict[str, Any]:
+def distilled(architecture: str, **given: Any) -> dict[str, Any]:
     """A run through the node, and what core's LoraLoader makes of its file."""
     import folder_paths
     import nodes
     from distill_inside import run, state
 
-    teacher, clip, vae = loaded()
-    plain, before = sampled(teacher), state(teacher)
+    teacher, clip, vae = loaded(architecture)
+    plain, before = sampled(architecture, teacher), state(teacher)
+    given |= {"model": teacher, "clip": clip, "vae": vae}
+    if clip is None:
+        given |= {"conditioning": encoded(architecture, "a cat"), "negative": encoded(architecture, "")}
     with planned() as told:
-        student, lora, path, image, losses = run("TCD_Distill", model=teacher, clip=clip, vae=vae, **given)
+        student, lora, path, image, losses = run("TCD_Distill", **given)
     ((plan, memory),) = told
     taken, after = memory.taken(), state(teacher)
     folder_paths.add_model_folder_path("loras", str(Path(path).parent))
@@ -112,9 +130,9 @@ def distilled(**given: Any) -> dict[str, Any]:
         "layers": sum(k.endswith("lora_up.weight") for k in lora),
         "patched by core": len(by_core.patches),
         "plain": plain,
-        "student": sampled(student),
-        "core": sampled(by_core),
-        "again": sampled(teacher),
+        "student": sampled(architecture, student),
+        "core": sampled(architecture, by_core),
+        "again": sampled(architecture, teacher),
         "image": image,
         "losses": [float(x) for x in losses["loss"]],
     }
