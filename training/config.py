@@ -38,8 +38,8 @@ class DistillConfig:
     )
     checkpointing: str = setting(
         "auto",
-        "what the backward pass needs: kept (none), computed again block by block (blocks: less memory, one "
-        "forward more of five), or the first of both that fits into the free memory",
+        "what the backward pass needs: kept (none), computed again block by block (blocks: less memory, a "
+        "quarter more work), or the first of both that fits into the free memory",
         ("auto", "none", "blocks"),
     )
     compile: bool = setting(

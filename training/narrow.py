@@ -45,7 +45,7 @@ def _plain(layer: nn.Linear | nn.Conv2d) -> bool:
 def widened_again(network: nn.Module) -> Generator[None, None, None]:
     """The narrow layers of `network` keep no wide weight for the backward pass. Results are unchanged.
 
-    Without gradients the layers run as they are, and where the product needs no wider weight.
+    The layers run as they are without gradients, and where the weight has its input's dtype.
     """
     with forwards(narrow_layers(network), lambda layer: partial(_forward, layer, layer.forward)):
         yield

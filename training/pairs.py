@@ -26,8 +26,8 @@ COND = "cond."
 
 
 class InRow(NamedTuple):
-    """Which pairs have the one before them as their next state, with the guidance that leads there; on the
-    CPU. Of a step's first pair never.
+    """Which pairs have the one before them as their next state (the first pair of a step never has), with the
+    guidance that leads there; on the CPU.
     """
 
     follows: Tensor  # [B]

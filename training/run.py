@@ -187,7 +187,7 @@ def forwards_of(config: DistillConfig, pictures: bool = False) -> Forwards:
     length = 1 if pictures else min(config.linked, times)
     rows = -(-times // length) / times
     if times % length or total % length:
-        rows += (1 - 1 / length) / total  # those that a step cuts
+        rows += (1 - rows) / total  # those that a step cuts
     return Forwards(drawn + again + rows * evaluations, evaluations)
 
 

@@ -45,7 +45,7 @@ def sizes(architecture: str) -> list[int]:
 
 
 def encoded(architecture: str, text: str) -> Any:
-    """CONDITIONING: of a text, or where there is no encoder of random numbers, for the empty text others."""
+    """CONDITIONING of a text; without an encoder random numbers stand in, others for the empty text."""
     import nodes
 
     if (clip := loaded(architecture)[1]) is not None:
