@@ -238,14 +238,14 @@ def report(sections: Mapping[str, Sequence[Row]], settings: Mapping[str, Any]) -
     if rows := sections.get("rates"):
         about = f"Frechet distances by learning rate, seed 0, {rows[0]['samples']} other samples:"
         parts += ["", about, "", rates(rows)]
-    if rows := sections.get("reuse"):
-        said = "Frechet distance to the guided teacher's pictures, by how often each pair of it is used:"
-        named = [{**r, "method": f"{r['reuse']} times"} for r in rows]
-        parts += ["", "## Pairs used again", "", said, "", by_steps(named)]
-    if rows := sections.get("consecutive"):
-        said = "Frechet distance to the guided teacher's pictures, by how many in a row are used together:"
-        named = [{**r, "method": f"{r['consecutive']} in a row"} for r in rows]
-        parts += ["", "## Pairs in a row", "", said, "", by_steps(named)]
+    for setting, head, by, unit in (
+        ("reuse", "Pairs used again", "how often each pair of it is used", "times"),
+        ("consecutive", "Pairs in a row", "how many in a row are used together", "in a row"),
+    ):
+        if rows := sections.get(setting):
+            said = f"Frechet distance to the guided teacher's pictures, by {by}:"
+            named = [{**r, "method": f"{r[setting]} {unit}"} for r in rows]
+            parts += ["", f"## {head}", "", said, "", by_steps(named)]
     if rows := sections.get("flow"):
         said = (
             "The same network by velocities, distilled and sampled as a flow model; Frechet distance to what "
