@@ -46,8 +46,8 @@ from comfyui_tcd.training.processes import ALONE
 from comfyui_tcd.training.run import source_of
 
 SKIP = 250
-"""Four times of the grid, so that a short run is of whole shards, and these of whole rows of pairs, as with
-the fifty of a usual run.
+"""Four times of the grid, so that a short run is of whole shards, and these of whole rows: of two, as with
+the fifty times of a usual run, and of four, of which that has one short row in thirteen.
 """
 
 
@@ -297,8 +297,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     config = DistillConfig(
         steps=steps, batch=options.batch, warmup=0, rank=options.rank, alpha=float(options.rank), skip=SKIP,
         trajectories=trajectories, reuse=loop.reuse, consecutive=loop.consecutive, compile=loop.compile,
-        learning_rate=1e-4,
-        save_every=10**6, validate_every=10**6,
+        learning_rate=1e-4, save_every=10**6, validate_every=10**6,
     )  # fmt: skip
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     before = 0 if device.type == "cuda" else peak_memory(device)

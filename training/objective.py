@@ -180,6 +180,10 @@ class Batch(NamedTuple):
     draw: Draw
     cond: Cond
 
+    def times(self, grid: TimeGrid) -> tuple[Point, Point, Point]:
+        """t, t' and s of each sample."""
+        return grid.at(self.draw.n), grid.at(self.draw.n - 1), grid.at(self.draw.m)
+
 
 def tcd_loss(
     student: Predict, target: Predict, batch: Batch, grid: TimeGrid, config: DistillConfig
@@ -188,7 +192,7 @@ def tcd_loss(
 
     The target runs first and without gradients, so that nothing else runs while the student's graph is alive.
     """
-    now, prev, down = grid.at(batch.draw.n), grid.at(batch.draw.n - 1), grid.at(batch.draw.m)
+    now, prev, down = batch.times(grid)
     if config.student == "tcf1":
         with torch.no_grad():
             aim = target(batch.x_prev, prev, down)
@@ -205,7 +209,7 @@ def tcf1_loss(
     """`tcd_loss` of TCF(1), whose network does not see s: from what it says of x_t, and of x_t'. `[B]`."""
     if config.all_s:
         return all_s_distance(said, aim, grid.moments[batch.draw.n])
-    now, prev, down = grid.at(batch.draw.n), grid.at(batch.draw.n - 1), grid.at(batch.draw.m)
+    now, prev, down = batch.times(grid)
     guess = first_order(lambda *_: said, batch.x, now, down).x
     goal = first_order(lambda *_: aim, batch.x_prev, prev, down).x
     return distance(guess, goal, config.distance, config.huber_c)
@@ -235,7 +239,7 @@ class Links:
         """`tcd_loss` of TCF(1) for the samples from `start` on, with a target's forward for those alone whose
         aim nobody says. `follows [B]`, on the CPU: which have the sample before them as their x_t'.
         """
-        now, prev, down = grid.at(batch.draw.n), grid.at(batch.draw.n - 1), grid.at(batch.draw.m)
+        now, prev, down = batch.times(grid)
         before = self.said if self.end == start else None
         first = bool(follows[0]) and before is not None
         alone = torch.cat([torch.tensor([not first]), ~follows[1:]]).nonzero()[:, 0]

@@ -159,16 +159,11 @@ class Trajectories:
             )
         shard, turn = divmod(step, uses)
         data = self._shard(shard)
-        rows, links = in_a_row(self.grid.n, self.trajectories, self.consecutive)
-        orders = [
-            torch.randperm(len(rows), generator=generator(self.seed, 11, shard, r)) for r in range(self.reuse)
-        ]
-        order = torch.cat([rows[order].flatten() for order in orders])
-        follows = torch.cat([links[order].flatten() for order in orders])[order >= 0]
-        now = slice(turn * total, (turn + 1) * total)
-        pick, follows = order[order >= 0][now], follows[now]
+        order, links = self._order(shard)
+        here = slice(turn * total, (turn + 1) * total)
+        pick, follows = order[here][part], links[here]
         follows[0] = False
-        pick, follows = pick[part], follows[part]
+        follows = follows[part]
         x, n = placed(data["x"][pick], self.device), data["n"][pick]
         cond = take(self.prompts, self._prompts_of(shard)[data["row"][pick]])
         teacher = None
@@ -177,6 +172,16 @@ class Trajectories:
             on, off = (placed(data[k][pick], self.device) for k in ("x0_c", "x0_uncond"))
             teacher = (on, eps_of(x, on, now)), (off, eps_of(x, off, now))
         return Pairs(x, n, cond, teacher, InRow(follows, data["w"][pick]) if self.consecutive > 1 else None)
+
+    def _order(self, shard: int) -> tuple[Tensor, Tensor]:
+        """The pairs of a shard as they are used, row by row, `reuse` times over, and which of them have the
+        one before as their next state.
+        """
+        rows, links = in_a_row(self.grid.n, self.trajectories, self.consecutive)
+        draws = [generator(self.seed, 11, shard, r) for r in range(self.reuse)]
+        shuffled = torch.cat([torch.randperm(len(rows), generator=draw) for draw in draws])
+        index, links = rows[shuffled].flatten(), links[shuffled].flatten()
+        return index[index >= 0], links[index >= 0]
 
     def _prompts_of(self, shard: int) -> Tensor:
         """Which prompt each trajectory of a shard follows."""
