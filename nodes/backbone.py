@@ -6,9 +6,8 @@ of a batch on the whole batch. Losses are in the state of the paper: VP for EPS 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import comfy.conds
@@ -19,11 +18,11 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from ..samplers import DiscreteSchedule, FlowSchedule, Level, Point, Predict, Schedule, to_x0_eps
 from ..training.backbone import Cond, concat
 from .host import _table, trajectory
+from .ready import Aside
 
 ROLE = "uncond"
 """In a batch of prompts: 1 where the row is the unconditional one, which attention patches want to know.
@@ -31,8 +30,6 @@ On the CPU, so that nothing waits for the device to be told.
 """
 LOWEST = 1e-4
 """Of a flow model's sigma: at 0 a network says nothing of the noise."""
-Aside = Callable[[], AbstractContextManager[None]]
-"""Makes a context in which the host's other models, such as a VAE, can be used during a training."""
 PER_PROMPT = ("control", "gligen", "area", "mask", "hooks", "start_percent", "end_percent")
 """What a CONDITIONING may hold that is not the prompt's own: it would be lost, so it is refused."""
 
@@ -193,110 +190,3 @@ def alike(*conds: Cond) -> list[dict[str, Tensor]]:
     sizes = [len(c[ROLE]) for c in conds]
     parts = {k: v.split(sizes) for k, v in both.items()}
     return [{k: v[i] for k, v in parts.items()} for i in range(len(conds))]
-
-
-@contextmanager
-def trainable(module: nn.Module) -> Generator[None, None, None]:
-    """Weights that the host made in inference mode as ordinary tensors on the same memory, for a while."""
-    swapped: list[tuple[dict[str, Any], str, Tensor]] = []
-    try:
-        for part in module.modules():
-            for store in (part._parameters, part._buffers):
-                for name, tensor in store.items():
-                    if tensor is not None and tensor.is_inference():
-                        swapped.append((store, name, tensor))
-        for store, name, tensor in swapped:
-            alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
-                tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
-            )
-            made = nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
-            store[name] = made
-        yield
-    finally:
-        for store, name, tensor in swapped:
-            store[name] = tensor
-
-
-@cache
-def differentiable_rope() -> None:
-    """Newer hosts turn positions by an operator without a gradient: it is the turn back, given here once."""
-    operators = getattr(torch.ops, "comfy_kitchen", None)
-    if not hasattr(operators, "apply_rope"):
-        return
-
-    def keep(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
-        ctx.save_for_backward(inputs[-1])
-
-    def back(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (turns,) = ctx.saved_tensors
-        return (*(turn(g, turns.transpose(-1, -2)) for g in grads), None)
-
-    def turn(x: Tensor, turns: Tensor) -> Tensor:
-        pairs = x.to(turns.dtype).unflatten(-1, (-1, 1, 2))
-        return (turns * pairs).sum(-1).flatten(-2).to(x.dtype)
-
-    for name in ("apply_rope", "apply_rope1"):
-        if hasattr(operators, name):
-            with suppress(RuntimeError):  # the host has one by now
-                torch.library.register_autograd(f"comfy_kitchen::{name}", back, setup_context=keep)
-
-
-class Overwritable:
-    """Where the host's transformers may overwrite (`x += y`) what a backward pass still needs: it is copied
-    first.
-    """
-
-    def __enter__(self) -> Overwritable:
-        self._inner = allow_mutation_on_saved_tensors()
-        self._inner.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._inner.__exit__(*error)
-
-    @contextmanager
-    def left(self) -> Generator[None, None, None]:
-        """Not there for a while, in which no backward pass is due: it cannot look at a VAE's tensors, which
-        are made in inference mode.
-        """
-        self.__exit__(None, None, None)
-        try:
-            yield
-        finally:
-            self.__enter__()
-
-
-@contextmanager
-def ready(patcher: Any) -> Generator[Aside, None, None]:
-    """The MODEL in memory, whole, with its patches in; nothing of the training stays on it. What it gives is
-    a context for the host's other models, such as a VAE.
-
-    ValueError where the host keeps a part of the weights elsewhere.
-    """
-    management = comfy.model_management
-    if getattr(patcher, "is_dynamic", lambda: False)():
-        raise ValueError(
-            "ComfyUI moves this model's weights in and out of the card as it runs (dynamic VRAM), so it "
-            "cannot be trained; start ComfyUI with --highvram or --disable-dynamic-vram"
-        )
-    with torch.inference_mode():
-        management.load_models_gpu([patcher], force_full_load=True)
-    parts = getattr(patcher, "lowvram_patch_counter", lambda: 0)()
-    if parts or getattr(patcher.model, "model_lowvram", False):
-        raise ValueError(
-            "the model does not fit into this card's memory as a whole (ComfyUI keeps a part of it outside), "
-            "so it cannot be trained; free memory, start ComfyUI with --highvram, or load the model in fp8"
-        )
-    network = patcher.model.diffusion_model
-    was = network.training
-    patcher.pre_run()
-    differentiable_rope()
-    try:
-        flow = isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST)
-        kept = Overwritable() if flow else nullcontext()
-        with torch.inference_mode(False), torch.enable_grad(), trainable(network), kept:
-            network.eval()
-            yield kept.left if isinstance(kept, Overwritable) else nullcontext
-    finally:
-        network.train(was)
-        patcher.cleanup()

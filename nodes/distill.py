@@ -23,10 +23,11 @@ from ..training.lora import load_lora
 from ..training.pairs import digest, write_shard
 from ..training.report import read_log
 from .api import schema
-from .backbone import HostBackbone, alike, ready
+from .backbone import HostBackbone, alike
 from .dataset import Dataset, shards_of
 from .lora import apply, read, show
 from .progress import Monitor
+from .ready import ready
 from .runs import inside_input, loras_folder, run_folder
 
 AUTO = "auto"

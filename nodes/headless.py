@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..training.backbone import fingerprint
-from .backbone import HostBackbone, alike, ready
+from .backbone import HostBackbone, alike
 from .distill import KINDS, decoder, encode, latent_shape
+from .ready import ready
 
 SIDE = 1024
 """Of the pictures in pixels, where none is given."""

@@ -230,7 +230,7 @@ def kept(kind: str) -> dict[str, int]:
 def opened(kind: str, count: int, patcher: Any = None) -> Any:
     patcher = patcher or base(kind).clone()
     backbone = pack("backbone")
-    with backbone.ready(patcher):
+    with pack("ready").ready(patcher):
         made = backbone.HostBackbone(patcher, (4, 8, 8), lambda x: x)
         cond = made.encode(text(kind, 1, count))
         uncond = made.encode(text(kind, 2), uncond=True)
@@ -245,7 +245,7 @@ def devices(kind: str) -> dict[str, str]:
         device = torch.device("meta")
 
     patcher = base(kind).clone()
-    with backbone.ready(patcher):
+    with pack("ready").ready(patcher):
         made = Elsewhere(patcher, (4, 8, 8), lambda x: x)
         conds = made.encode(text(kind, 1, 2)), made.encode(text(kind, 2), uncond=True)
         return {k: v.device.type for k, v in backbone.alike(*conds)[0].items()}
