@@ -17,7 +17,7 @@ from torch import Tensor
 from . import lora
 from .cells import Setting
 from .comparison import Comparison
-from .sampler import Part, initial, progress, sample_latent
+from .sampler import Part, initial, progress, sample_latent, sampled
 from .sheet import to_image
 
 NONE = "none"
@@ -53,9 +53,9 @@ class Clock:
 def sample_reference(
     model: Any, positive: Any, negative: Any, latent: Any, about: dict[str, Any], part: Part
 ) -> Any:
-    """LATENT of the host's KSampler with the same initial noise as every cell."""
-    samples, noise, _ = initial(model, latent, about["seed"])
-    sampled = comfy.sample.sample(
+    """Sample a LATENT as the host's KSampler does, with the same initial noise as every cell."""
+    start, noise, _ = initial(model, latent, about["seed"])
+    samples = comfy.sample.sample(
         model,
         noise,
         about["steps"],
@@ -64,14 +64,14 @@ def sample_reference(
         about["scheduler"],
         positive,
         negative,
-        samples,
+        start,
         denoise=about["denoise"],
         noise_mask=latent.get("noise_mask"),
         callback=progress(model, about["steps"], part),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=about["seed"],
     )
-    return {**latent, "samples": sampled}
+    return sampled(latent, samples)
 
 
 class Task(NamedTuple):

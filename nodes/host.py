@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import comfy.model_sampling
@@ -24,6 +25,7 @@ from ..samplers import (
     Schedule,
     Step,
     flow_sigmas,
+    left,
     through,
     timesteps,
     to_x0_eps,
@@ -32,6 +34,12 @@ from .splus import telling, wants_target
 
 NEAR = 1e-3
 """Of a timestep: a float32 sigma of the model's table is found again up to this."""
+MAPPINGS = ("IMG_TO_IMG", "IMG_TO_IMG_FLOW")
+"""Kinds of prediction below EPS and CONST whose network does not denoise: it maps one picture to another."""
+BETAS = ("linear", "sqrt_linear", "cosine", "squaredcos_cap_v2", "sqrt")
+"""The lists of betas that the host's ModelSamplingDiscrete can make."""
+OFFICIAL = 50
+"""The timesteps that TCD and LCM are distilled on."""
 
 
 class Trajectory(NamedTuple):
@@ -53,39 +61,70 @@ def find_model_sampling(model: Any) -> Any:
 
 
 def trajectory(model_sampling: Any) -> Trajectory:
-    """ValueError where there is none: the model's prediction is no (x0, eps) of a Gaussian path."""
+    """Find the schedule of a model by its `model_sampling`.
+
+    ValueError where there is none: the model's prediction is no (x0, eps) of a Gaussian path.
+    """
     ms, known = model_sampling, comfy.model_sampling
-    if isinstance(ms, known.CONST):
-        return FLOW
-    mapping = getattr(known, "IMG_TO_IMG", ())
-    if not isinstance(ms, (known.EPS, known.COSMOS_RFLOW)) or isinstance(ms, mapping):
+    mappings = tuple(getattr(known, name) for name in MAPPINGS if hasattr(known, name))
+    if isinstance(ms, mappings) or not isinstance(ms, (known.CONST, known.EPS, known.COSMOS_RFLOW)):
         raise ValueError(
             f"TCD cannot sample a model of the type {[c.__name__ for c in type(ms).__mro__[1:-1]]}: it does "
             "not denoise along x0 + sigma eps or (1 - sigma) x0 + sigma eps; use euler for this model"
         )
-    table = ms.sigmas.float().cpu().numpy().tobytes()
-    return _discrete(table, isinstance(ms, known.ModelSamplingDiscrete))
+    if isinstance(ms, known.CONST):
+        return FLOW
+    return _discrete(_table(ms).numpy().tobytes(), isinstance(ms, known.ModelSamplingDiscrete))
 
 
 @lru_cache(maxsize=8)  # the same model runs again and again
 def _discrete(table: bytes, timesteps: bool) -> Trajectory:
-    sigmas = torch.frombuffer(bytearray(table), dtype=torch.float32).unique_consecutive()
-    vp = DiscreteSchedule.from_sigmas(sigmas)
+    vp = DiscreteSchedule.from_sigmas(torch.frombuffer(bytearray(table), dtype=torch.float32))
     # Continuous models (EDM) have no timestep 0 to stop at.
     return Trajectory(vp.scaled(), vp.last if timesteps else vp.clean)
 
 
 def _table(model_sampling: Any) -> Tensor:
+    """Give the sigma of every timestep of the model, ascending, float32 on the CPU [T]."""
+    ms, table = model_sampling, model_sampling.sigmas.float().cpu()
+    if isinstance(ms, comfy.model_sampling.ModelSamplingDiscrete) and len(table) < ms.num_timesteps:
+        table = _whole(tuple(table.tolist()), ms.num_timesteps, ms.linear_start, ms.linear_end, ms.zsnr)
     # Stable Cascade's is cut off above and below: the same sigma for many timesteps.
-    return model_sampling.sigmas.float().cpu().unique_consecutive()
+    return table.unique_consecutive()
 
 
-def grid(model_sampling: Any, steps: int, denoise: float = 1.0, original_steps: int | None = 50) -> Tensor:
-    """SIGMAS of the official timesteps, float32 on the CPU, with the host's 0 at the end: [steps + 1].
+@lru_cache(maxsize=8)
+def _whole(kept: tuple[float, ...], timesteps: int, start: float, end: float, zsnr: bool) -> Tensor:
+    """Give all sigmas [timesteps] of a table of which only every k-th is `kept`, ending with the last.
+
+    ModelSamplingDiscrete (lcm) makes such a table of 50. It knows everything of the whole one but the name of
+    its betas: the host makes those of every name, and the right ones give exactly what is kept. ValueError
+    if none does.
+    """
+    shared = {"timesteps": timesteps, "linear_start": start, "linear_end": end}
+    for betas in BETAS:
+        config = SimpleNamespace(sampling_settings={**shared, "beta_schedule": betas})
+        whole = comfy.model_sampling.ModelSamplingDiscrete(config, zsnr=zsnr).sigmas.cpu()
+        same = whole.flip(0)[:: timesteps // len(kept)][: len(kept)].flip(0)
+        if torch.allclose(same, torch.tensor(kept), rtol=1e-6, atol=0):
+            return whole
+    raise ValueError(
+        f"this model's sampling keeps {len(kept)} of its {timesteps} timesteps, and the others cannot be "
+        "found again; take out the node that changed it (ModelSamplingDiscrete, or another pack's)"
+    )
+
+
+def grid(
+    model_sampling: Any, steps: int, denoise: float = 1.0, original_steps: int | None = OFFICIAL
+) -> Tensor:
+    """Give the SIGMAS of the official timesteps and the host's 0 after them, float32 on the CPU [steps + 1].
 
     `denoise` is diffusers' `strength`; 0 gives no sigmas at all, with which the host returns its latent.
     `original_steps` of distillation; None for every timestep. Flow models: uniform in the unshifted time.
+    ValueError, in the words of the nodes' inputs, where fewer timesteps are left than `steps`.
     """
+    if not 0 <= denoise <= 1:
+        raise ValueError(f"denoise {denoise} is outside 0..1; 1 starts from pure noise")
     if denoise == 0:
         return torch.empty(0)
     ms = model_sampling
@@ -96,13 +135,43 @@ def grid(model_sampling: Any, steps: int, denoise: float = 1.0, original_steps: 
     table = _table(ms)
     if original_steps is not None:
         original_steps = min(original_steps, len(table))
+        # Stable Cascade's is no round number: what is over is left out at the clean end, not of the noise.
+        table = table[len(table) % min(OFFICIAL, len(table)) :]
+    if steps > len(left(denoise, original_steps, len(table))):
+        raise ValueError(_too_many(steps, denoise, original_steps, len(table)))
     times = timesteps(steps, denoise, original_steps, len(table))
     return torch.cat([table[times], table.new_zeros(1)])
 
 
+def _too_many(steps: int, denoise: float, original_steps: int | None, num_train: int) -> str:
+    def fitting(share: float) -> int:
+        return len(left(share, original_steps, num_train))
+
+    room, all_ = fitting(denoise), fitting(1.0)
+    advice = [f"{room} steps or fewer"] if room else []
+    enough = next((i / 100 for i in range(1, 101) if fitting(i / 100) >= steps), None)
+    if enough is not None:
+        advice.append(f"denoise {enough:g} or more")
+    if original_steps is not None and steps <= len(left(denoise, None, num_train)):
+        advice.append(f"original_steps 0, which takes all {num_train} timesteps")
+    return (
+        f"{steps} steps do not fit: denoise {denoise:g} leaves {room} of the {all_} timesteps of "
+        f"original_steps {original_steps or 0}; use {', or '.join(advice) or 'fewer steps'}"
+    )
+
+
 def scheduler_handler(model_sampling: Any, steps: int) -> Tensor:
-    """`grid` as KSampler asks for it: it cannot say the original steps, and asks more steps for a denoise."""
-    return grid(model_sampling, steps, original_steps=50 if steps <= 50 else None)
+    """Give `grid` as KSampler asks for it: without original steps, and for a denoise, more steps.
+
+    KSampler and other nodes ask for steps / denoise of them and take the last. Where that is more than the
+    model has timesteps, the times between them are evenly apart, as those of the host's normal scheduler.
+    """
+    ms = model_sampling
+    if isinstance(ms, comfy.model_sampling.CONST) or steps <= len(table := _table(ms)):
+        return grid(ms, steps, original_steps=OFFICIAL if steps <= OFFICIAL else None)
+    schedule = DiscreteSchedule.from_sigmas(table).scaled()
+    times = torch.linspace(len(table) - 1, 0, steps, dtype=torch.float64, device="cpu")
+    return torch.cat([schedule.point(times).level.sigma, times.new_zeros(1)]).float()
 
 
 def points(path: Trajectory, sigmas: Sequence[float]) -> list[Point]:

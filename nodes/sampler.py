@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, NamedTuple
 
 import comfy.sample
@@ -134,7 +135,12 @@ def _sampler(**options: Any) -> comfy.samplers.KSAMPLER:
 
 
 def _sigmas(model: Any, steps: int, denoise: float, original_steps: int) -> Any:
-    return grid(model.get_model_object("model_sampling"), steps, denoise, original_steps or None)
+    return grid(
+        model.get_model_object("model_sampling"),
+        steps,
+        denoise,
+        original_steps if original_steps > 0 else None,
+    )
 
 
 class TCDKSampler(io.ComfyNode):
@@ -224,13 +230,27 @@ def progress(model: Any, steps: int, part: Part | None = None, x0: dict[str, Any
     return lambda step, clean, x, _: callback(done + min(step, steps - 1), clean, x, total)
 
 
-def initial(model: Any, latent: Any, seed: int) -> tuple[Any, Any, list[int] | None]:
-    """The latent's samples with as many channels as the model's, the noise, and the items' numbers in it."""
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+def of_size() -> list[str]:
+    """Name the entries of a LATENT that say how it is resized for a model, as this release of the host does.
+
+    They have the names of the arguments that the host's own nodes hand them on as.
+    """
+    return list(signature(comfy.sample.fix_empty_latent_channels).parameters)[2:]  # after model, samples
+
+
+def initial(model: Any, latent: Any, seed: int) -> tuple[Any, Any, list[int]]:
+    """Give the samples in the size and channels of the model, the noise, and the items' numbers in it."""
+    size = {name: latent.get(name) for name in of_size()}
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], **size)
     numbers = latent.get("batch_index")
-    if numbers is None and not samples.is_nested:
+    if numbers is None:
         numbers = list(range(samples.shape[0]))
     return samples, comfy.sample.prepare_noise(samples, seed, numbers), numbers
+
+
+def sampled(latent: Any, samples: Any) -> Any:
+    """Give the LATENT with its new samples, without what told the size of the empty one."""
+    return {**{name: value for name, value in latent.items() if name not in of_size()}, "samples": samples}
 
 
 def sample_latent(
@@ -244,11 +264,10 @@ def sample_latent(
     options: Any,
     part: Part | None = None,
 ) -> tuple[Any, Any]:
-    """The host's SamplerCustom with noise item by item: (the sampled LATENT, its x0)."""
-    out = latent.copy()
-    out["samples"], noise, numbers = initial(model, latent, seed)
+    """Sample as the host's SamplerCustom, with noise item by item: (the sampled LATENT, its x0)."""
+    start, noise, numbers = initial(model, latent, seed)
     x0: dict[str, Any] = {}
-    out["samples"] = comfy.sample.sample_custom(
+    samples = comfy.sample.sample_custom(
         model,
         noise,
         cfg,
@@ -256,21 +275,22 @@ def sample_latent(
         sigmas,
         positive,
         negative,
-        out["samples"],
+        start,
         noise_mask=latent.get("noise_mask"),
         callback=progress(model, len(sigmas) - 1, part, x0),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
+    out = sampled(latent, samples)
     if "x0" not in x0:  # no sigmas: nothing was sampled
         return out, out
     denoised = model.model.process_latent_out(x0["x0"].cpu())
-    if out["samples"].is_nested:
+    if samples.is_nested and not denoised.is_nested:  # 0.33 nests it before the callback sees it
         from comfy.nested_tensor import NestedTensor  # not in 0.3.64
 
-        shapes = [part.shape for part in out["samples"].unbind()]
+        shapes = [piece.shape for piece in samples.unbind()]
         denoised = NestedTensor(comfy.utils.unpack_latents(denoised, shapes))
-    return out, {**out, "samples": denoised}
+    return out, sampled(latent, denoised)
 
 
 class TCDSampler(io.ComfyNode):

@@ -18,7 +18,7 @@ from .levels import PREDICTIONS, Level, Point, compute_dtype, from_x0_eps, place
 from .schedules import DiscreteSchedule, FlowSchedule, Schedule
 from .sss import Callback, Order, Step, noise_to, plan, renoise, sample, through, transition
 from .tcf import Denoised, Predict, first_order, multistep, tcf1, tcf2
-from .timesteps import custom, flow_sigmas, origin, target, timesteps
+from .timesteps import custom, flow_sigmas, left, origin, target, timesteps
 
 __all__ = [
     "PREDICTIONS",
@@ -37,6 +37,7 @@ __all__ = [
     "first_order",
     "flow_sigmas",
     "from_x0_eps",
+    "left",
     "multistep",
     "noise_to",
     "origin",

@@ -24,17 +24,22 @@ def origin(schedule_steps: int = 1000, original_steps: int | None = 50) -> list[
     return [n * skip - 1 for n in range(1, original_steps + 1)]
 
 
+def left(strength: float = 1.0, original_steps: int | None = 50, num_train: int = 1000) -> list[int]:
+    """The timesteps of `origin` that `strength` in (0, 1] leaves, ascending: that share, at its clean end."""
+    grid = origin(num_train, original_steps)
+    return grid[: int(len(grid) * strength)]
+
+
 def timesteps(
     steps: int, strength: float = 1.0, original_steps: int | None = 50, num_train: int = 1000
 ) -> list[int]:
     """The timesteps to start each of `steps` steps from, descending; the official TCD scheduler's choice.
 
-    `strength` in (0, 1]: keeps that share of the origin, at its clean end, and takes all `steps` steps in it.
+    `strength` in (0, 1]: takes all `steps` steps in what it leaves (see `left`).
     ValueError where the origin has fewer timesteps than `steps`, as the official scheduler does.
     """
     _check_steps(steps, strength)
-    grid = origin(num_train, original_steps)
-    grid = grid[: int(len(grid) * strength)]
+    grid = left(strength, original_steps, num_train)
     if steps > len(grid):
         raise ValueError(
             f"{steps} steps do not fit into the {len(grid)} timesteps that original_steps {original_steps} "

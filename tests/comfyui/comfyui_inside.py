@@ -30,6 +30,7 @@ TYPES = {
     "v": ("V_PREDICTION", {}),
     "v+zsnr": ("V_PREDICTION", {"zsnr": True}),
     "x0": ("EPS", {}),
+    "lcm": ("EPS", {}),
     "edm": ("EDM", {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}),
     "v edm": ("V_PREDICTION_EDM", {}),
     "v continuous": ("V_PREDICTION_CONTINUOUS", {"sigma_min": 0.03, "sigma_max": 500.0}),
@@ -58,7 +59,7 @@ UNET = {
 def load(folder: str) -> None:
     """Remember the modules of the pack that ComfyUI loaded from `folder`."""
     name = folder.replace(".", "_x_")
-    for part in ("nodes.host", "nodes.tcd_sss", "nodes.sampler", *OF_TRAINING):
+    for part in ("nodes.host", "nodes.tcd_sss", "nodes.sampler", "nodes.compare_run", *OF_TRAINING):
         PACK[part] = import_module(f"{name}.{part}")
 
 
@@ -103,7 +104,12 @@ def base(kind: str, channels: int = 4, dtype: torch.dtype = torch.float64) -> An
         model.set_inpaint()
     model.eval().requires_grad_(False)
     cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    patcher = comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    if kind == "lcm":
+        given = {"sampling": "lcm", "zsnr": False}
+        changed = patched(patcher, "ModelSamplingDiscrete", given)
+        model.model_sampling = changed.get_model_object("model_sampling")
+    return patcher
 
 
 def text(seed: int, **extra: Any) -> Any:
@@ -504,12 +510,15 @@ def forget_us() -> None:
         del nodes.NODE_CLASS_MAPPINGS[name]
 
 
+def has_nested() -> bool:
+    """Whether this host can make one latent of several."""
+    return hasattr(comfy.utils, "pack_latents")
+
+
 def nested(kind: str, core: str = "", **given: Any) -> Any:
-    """TCD_KSampler, or KSampler with `core`, on a latent of two parts; None on hosts without them."""
-    try:
-        from comfy.nested_tensor import NestedTensor
-    except ImportError:
-        return None
+    """TCD_KSampler, or KSampler with `core`, on a latent of two parts."""
+    from comfy.nested_tensor import NestedTensor
+
     latent = {"samples": NestedTensor([torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 2, 8, 8)])}
     if core:
         return ksampler(kind, latent, sampler_name=core, steps=4, **given)["latent"].unbind()

@@ -10,8 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v+zsnr": "v_prediction", "x0": "sample"}
-TOLERANCE = {"epsilon": 1e-4, "v": 1e-4, "v+zsnr": 2e-3, "x0": 1e-4}
+PREDICTIONS = {
+    "epsilon": "epsilon",
+    "v": "v_prediction",
+    "v+zsnr": "v_prediction",
+    "x0": "sample",
+    "lcm": "epsilon",
+}
+TOLERANCE = {"epsilon": 1e-4, "v": 1e-4, "v+zsnr": 2e-3, "x0": 1e-4, "lcm": 1e-4}
 """Relative error. With zero terminal SNR the host and diffusers round the last alphas_cumprod differently."""
 SCALE = 0.18215
 """Of SD 1.5's latents: a LATENT is the sampler's state over this."""

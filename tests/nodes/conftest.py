@@ -33,13 +33,14 @@ def stand_ins() -> dict[str, ModuleType]:
         use_ms: bool = True
 
     samplers, schedulers = ["euler"], ["simple"]
-    eps = _class("EPS")
+    eps, const = _class("EPS"), _class("CONST")
     ms = _module(
         "comfy.model_sampling",
         EPS=eps,
         V_PREDICTION=_class("V_PREDICTION", eps),
         IMG_TO_IMG=_class("IMG_TO_IMG", eps),
-        CONST=_class("CONST"),
+        CONST=const,
+        IMG_TO_IMG_FLOW=_class("IMG_TO_IMG_FLOW", const),
         COSMOS_RFLOW=_class("COSMOS_RFLOW"),
         ModelSamplingDiscrete=_class("ModelSamplingDiscrete"),
     )
@@ -78,7 +79,7 @@ class Nodes(NamedTuple):
             root = (abar.sqrt() - abar[-1].sqrt()) / (1 - abar[-1].sqrt() / abar[0].sqrt())
             abar = root**2
             abar[-1] = 4.8973451890853435e-08
-        ms.sigmas = ((1 - abar) / abar).sqrt().float()
+        ms.sigmas, ms.num_timesteps = ((1 - abar) / abar).sqrt().float(), 1000
         return ms
 
 

@@ -85,9 +85,10 @@ def test_descending_only(nodes: Any):
         nodes.host.points(path(nodes), [1.0, 2.0])
 
 
-def test_refused_models(nodes: Any):
-    with pytest.raises(ValueError, match="IMG_TO_IMG"):
-        path(nodes, "IMG_TO_IMG")
+@pytest.mark.parametrize("kind", ["IMG_TO_IMG", "IMG_TO_IMG_FLOW"])
+def test_refused_models(nodes: Any, kind: str):
+    with pytest.raises(ValueError, match=f"'{kind}'.*use euler"):
+        path(nodes, kind)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 50])
@@ -98,6 +99,41 @@ def test_grid(nodes: Any, steps: int):
     assert sigmas.dtype == torch.float32 and (sigmas.diff() < 0).all()
     assert len(nodes.host.grid(ms, 4, 0.0)) == 0
     assert len(nodes.host.scheduler_handler(ms, 300)) == 301
+
+
+@pytest.mark.parametrize("steps", [999, 1000, 1001, 2000, 7777])
+def test_more_steps_than_timesteps_lie_between_them(nodes: Any, steps: int):
+    """From 1000 on evenly apart; between two timesteps, the logarithm of sigma is a line."""
+    table = nodes.model_sampling().sigmas
+    sigmas = nodes.host.scheduler_handler(nodes.model_sampling(), steps)
+    assert len(sigmas) == steps + 1 and bool((sigmas.diff() < 0).all()) and sigmas[-1] == 0
+    assert torch.allclose(sigmas[[0, -2]], table[[-1, 0]], rtol=1e-6) or steps < 1000
+    if steps >= 1000:
+        t = 999 - 999 / (steps - 1)
+        low, high = table[int(t)].log(), table[min(int(t) + 1, 999)].log()
+        assert float(sigmas[1]) == pytest.approx(float(torch.lerp(low, high, t % 1).exp()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ((4, 0.05, 50), "denoise 0.05 leaves 2 of the 50 .* use 2 steps or fewer, or denoise 0.08 or more"),
+        ((4, 0.05, 50), "or original_steps 0, which takes all 1000 timesteps"),
+        ((1, 0.01, 50), "denoise 0.01 leaves 0 of the 50 .* use denoise 0.02 or more, or original_steps 0"),
+        (
+            (60, 1.0, 50),
+            "60 steps do not fit: denoise 1 leaves 50 .* use 50 steps or fewer, or original_steps 0",
+        ),
+        (
+            (30, 0.02, None),
+            "leaves 20 of the 1000 timesteps of original_steps 0; use 20 steps .* denoise 0.03",
+        ),
+    ],
+)
+def test_steps_that_do_not_fit_are_told_by_the_nodes_inputs(nodes: Any, asked: Any, message: str):
+    with pytest.raises(ValueError, match=message) as error:
+        nodes.host.grid(nodes.model_sampling(), *asked)
+    assert "strength" not in str(error.value) and "None" not in str(error.value)
 
 
 def test_the_grid_of_flow_is_shifted_by_the_model(nodes: Any):
