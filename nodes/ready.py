@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 
-from .gradients import differentiable_rope
+from .gradients import training_operators
 
 Aside = Callable[[], AbstractContextManager[None]]
 """Makes a context in which the host's other models, such as a VAE, can be used during a training."""
@@ -91,11 +91,10 @@ def ready(patcher: Any) -> Generator[Aside, None, None]:
     network = patcher.model.diffusion_model
     was = network.training
     patcher.pre_run()
-    differentiable_rope()
     try:
         flow = isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST)
         kept = Overwritable() if flow else nullcontext()
-        with torch.inference_mode(False), torch.enable_grad(), trainable(network), kept:
+        with training_operators(), torch.inference_mode(False), torch.enable_grad(), trainable(network), kept:
             network.eval()
             yield kept.left if isinstance(kept, Overwritable) else nullcontext
     finally:

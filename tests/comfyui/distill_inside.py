@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Mapping
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -356,7 +357,8 @@ def latest(node_id: str) -> Any:
     return pack("progress").latest(node_id)
 
 
-def main() -> None:
+def main(functions: Mapping[str, Any] | None = None) -> None:
+    """Answer calls of these functions, of this file's unless another script gives its own."""
     host, folder, home = sys.argv[1:4]
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -373,7 +375,7 @@ def main() -> None:
         (Path(home) / name).mkdir(parents=True, exist_ok=True)
     folder_paths.set_temp_directory(str(Path(home) / "temp"))
     send(answers, [asyncio.run(nodes.load_custom_node(folder)), None])
-    serve(answers, globals())
+    serve(answers, functions or globals())
 
 
 if __name__ == "__main__":
