@@ -89,7 +89,7 @@ class HostBackbone:
             # EPS and V models live in x0 + sigma eps: divided by alpha; flow models in our own state.
             state, level = (x, sigma) if self.flow else (x / alpha, sigma / alpha)
             sigmas = level.flatten().expand(len(x)).float()
-            options["sigmas"] = sigmas
+            options["sigmas"], options["sample_sigmas"] = sigmas, sampling_of(sigmas)
             x0 = self._apply(state.float(), sigmas, options, {**given, **self.constants})
             return to_x0_eps("sample", x0, x, at.level)
 
@@ -166,6 +166,15 @@ class HostBackbone:
         options = merge(own, given)
         kinds = [int(k) for k in torch.unique_consecutive(role)]
         return {**options, "cond_or_uncond": kinds, "uuids": [None] * len(kinds)}
+
+
+def sampling_of(sigmas: Tensor) -> Tensor:
+    """Return the sigmas of a sampling that would come by those of a batch: from the highest down, then 0.
+
+    The host's networks and other nodes look up the sigma of a call among those of its sampling; a training
+    has none. Equal ones are kept, since dropping them would wait for the device.
+    """
+    return torch.cat([sigmas.sort(descending=True).values, sigmas.new_zeros(1)])
 
 
 def stack(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

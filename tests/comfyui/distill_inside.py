@@ -304,6 +304,36 @@ def guided_like_the_host(kind: str, patched: bool = False) -> dict[str, Tensor]:
     return {"ours": ours, "host": seen["x0"]}
 
 
+def told(kind: str) -> dict[str, dict[str, str]]:
+    """What a network is told in `transformer_options`, by the host's sampler and by the bridge: types, and
+    values where they are no tensors. With another node's patches on the model.
+    """
+    import comfy.model_base
+
+    seen: list[dict[str, str]] = []
+    real = comfy.model_base.BaseModel.apply_model
+
+    def watched(self: Any, *args: Any, **given: Any) -> Tensor:
+        options = given["transformer_options"]
+        seen.append({k: described(v) for k, v in options.items()})
+        seen[-1]["uuids"] = str(len(options["uuids"]))  # each prompt's own, new each time
+        levels, at = options["sample_sigmas"], options["sigmas"]
+        assert bool(levels.diff().le(0).all()) and levels[-1] == 0 and bool(torch.isin(at, levels).all())
+        return real(self, *args, **given)
+
+    def described(value: Any) -> str:
+        if isinstance(value, Tensor):
+            return f"{value.ndim} dimensions of {value.dtype} on {value.device}"
+        return str(value)
+
+    comfy.model_base.BaseModel.apply_model = watched
+    try:
+        guided_like_the_host(kind, patched=True)
+    finally:
+        comfy.model_base.BaseModel.apply_model = real
+    return {"bridge": seen[0], "host": seen[-1]}
+
+
 def schedule(kind: str) -> dict[str, Tensor]:
     """Levels of the schedule that the loss is taken on, and the model's own sigmas."""
     patcher = base(kind)

@@ -92,6 +92,12 @@ def test_the_bridge_says_what_the_hosts_sampling_says(inside: Inside, kind: str)
     assert near(found["ours"], found["host"], 1e-5)
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "flux"])
+def test_a_network_is_told_what_it_is_told_when_sampling(inside: Inside, kind: str):
+    found = inside("told", kind=kind)
+    assert found["bridge"] == found["host"] and {"sigmas", "sample_sigmas"} <= found["host"].keys()
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "sdxl", "flux"])
 def test_what_other_nodes_put_on_the_model_stays_in_the_teacher(inside: Inside, kind: str):
     """And in the student, whose LoRA holds none of it."""
