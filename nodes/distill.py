@@ -137,9 +137,9 @@ def distil(
     """Run (or go on with, or find finished) the distillation of `folder`; leaves the MODEL as it was."""
     from ..training.run import train  # peft, and what it brings
 
-    with ready(model) as aside:
-        form = model.get_model_object("latent_format")
-        backbone = HostBackbone(model, shape, decoder(form, vae), aside)
+    with ready(model) as (patcher, aside, remarks):
+        form = patcher.get_model_object("latent_format")
+        backbone = HostBackbone(patcher, shape, decoder(form, vae), aside)
         conds = [backbone.encode(prompts or captions(dataset)), backbone.encode(negative[:1], uncond=True)]
         if dataset is not None:
             conds.append(backbone.encode(captions(dataset)))
@@ -153,14 +153,14 @@ def distil(
         check_inputs(folder, now)
         if latents is not None:
             shards = [folder / DATA]
-            write_shard(folder / DATA, model.model.process_latent_in(latents), data[0])
+            write_shard(folder / DATA, patcher.model.process_latent_in(latents), data[0])
         kind = type(model.model.model_config).__name__
         metadata = {"tcd.teacher": kind, "tcd.teacher_hash": teacher}
 
         train(
             config, backbone, cond, uncond, folder, shards=shards, on_step=monitor, quiet=True,
-            metadata=metadata, free=free_memory, on_plan=monitor.planned,
-            on_pairs=monitor.drawing,
+            metadata=metadata, free=free_memory,
+            on_plan=lambda plan: monitor.planned("; ".join([plan, *remarks])), on_pairs=monitor.drawing,
         )  # fmt: skip
 
 

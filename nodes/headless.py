@@ -39,7 +39,7 @@ class Opened:
         shape = latent_shape(model, *size, None, None)
         stack = ExitStack()
         atexit.register(stack.close)
-        self._aside = stack.enter_context(ready(model))
+        model, self._aside, _ = stack.enter_context(ready(model))
         decode = decoder(model.get_model_object("latent_format"), vae)
         self.backbone = HostBackbone(model, shape, decode, self._aside)
         kind = type(model.model.model_config).__name__

@@ -4,10 +4,14 @@ with their gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import gc
+import logging
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
+import comfy.cli_args
 import comfy.model_management
 import comfy.model_sampling
 import torch
@@ -16,8 +20,181 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from .gradients import training_operators
 
+log = logging.getLogger("comfyui_tcd")
+
 Aside = Callable[[], AbstractContextManager[None]]
 """Makes a context in which the host's other models, such as a VAE, can be used during a training."""
+
+CORE_LOADERS = "Load Checkpoint or Load Diffusion Model"
+UNSAFE = {
+    "fp16_accumulation": "--fast fp16_accumulation sums products in 16 bits, which spoils gradients: it is "
+    "switched off while this node trains",
+    "fp8_matrix_mult": "--fast fp8_matrix_mult rounds what the teacher predicts with fp8 weights to 8 bits; "
+    "start ComfyUI without it to train",
+}
+"""Options of ComfyUI's --fast that change a training, with what is done or to be done about each."""
+
+
+class Ready(NamedTuple):
+    """A MODEL that can be trained, until its context ends."""
+
+    patcher: Any
+    """The MODEL to use: the connected one, or its copy without dynamic VRAM."""
+    aside: Aside
+    remarks: list[str]
+    """What the user should know of this run, a sentence each."""
+
+
+@contextmanager
+def ready(model: Any) -> Generator[Ready, None, None]:
+    """Load the MODEL whole, with its patches in, and make it trainable; leave it as it was.
+
+    ValueError, before anything is touched, for a model that cannot be trained, and where the host has to keep
+    a part of the weights outside of the card.
+    """
+    refuse(model)
+    remarks = unsafe_options()
+    with whole(model) as patcher, exact_sums():
+        if patcher is not model:
+            gib = comfy.model_management.module_size(patcher.model) / 2**30
+            remarks.append(f"a second copy of the weights, {gib:.2f} GiB, is kept for the run (dynamic VRAM)")
+        network = patcher.model.diffusion_model
+        was = network.training
+        patcher.pre_run()
+        try:
+            flow = isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST)
+            kept = Overwritable() if flow else nullcontext()
+            with (
+                training_operators(),
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                trainable(network),
+                kept,
+            ):
+                network.eval()
+                yield Ready(patcher, kept.left if isinstance(kept, Overwritable) else nullcontext, remarks)
+        finally:
+            network.train(was)
+            patcher.cleanup()
+
+
+def refuse(model: Any) -> None:
+    """Raise ValueError for weights or layers that have no gradient here, and name the way out."""
+    network = model.model.diffusion_model
+    for name, tensor in _tensors(network):
+        # A subclass of Tensor keeps its numbers elsewhere: to alias or hash its storage ends the process.
+        if type(tensor) not in (Tensor, nn.Parameter):
+            layout = str(getattr(tensor, "_layout_cls", "")) or f"{tensor.dtype}"
+            raise ValueError(
+                f"this model's weights are quantized ({name} is a {type(tensor).__name__}, {layout}), which "
+                "TCD Distill cannot train through; load the same model in bf16 or fp16, or with weight_dtype "
+                "fp8_e4m3fn in Load Diffusion Model, which takes as little memory"
+            )
+    if any(type(module).__module__.partition(".")[0] == "cublas_ops" for module in network.modules()):
+        raise ValueError(
+            "the layers that --fast cublas_ops puts into this model have no gradient; start ComfyUI without "
+            "cublas_ops to train"
+        )
+
+
+def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return chain(network.named_parameters(), network.named_buffers())
+
+
+def unsafe_options() -> list[str]:
+    """The remarks of `UNSAFE` for the options that ComfyUI was started with; they also go to the log."""
+    chosen = {feature.value for feature in getattr(comfy.cli_args.args, "fast", None) or ()}
+    found = [text for name, text in UNSAFE.items() if name in chosen]
+    for text in found:
+        log.warning("%s", text)
+    return found
+
+
+@contextmanager
+def exact_sums() -> Generator[None, None, None]:
+    """Let products of float16 matrices be summed in float32, as torch does by default."""
+    matmul = torch.backends.cuda.matmul
+    was = getattr(matmul, "allow_fp16_accumulation", False)  # not in torch before 2.7
+    try:
+        if was:
+            matmul.allow_fp16_accumulation = False
+        yield
+    finally:
+        if was:
+            matmul.allow_fp16_accumulation = True
+
+
+@contextmanager
+def whole(model: Any) -> Generator[Any, None, None]:
+    """Load the MODEL onto its device as a whole and yield it; with dynamic VRAM, a copy of it.
+
+    Dynamic VRAM moves weights in and out of the card while the model runs, also those that autograd keeps
+    for the backward pass. So the file is read once more into a MODEL of the ordinary kind, with the same
+    patches. The copy takes the size of the weights once more, in memory and then on the card, and is freed
+    at the end. ValueError where the weights do not fit as a whole, or the file cannot be read again.
+    """
+    management = comfy.model_management
+    patcher = static_copy(model) if is_dynamic(model) else model
+    try:
+        with torch.inference_mode():
+            if patcher is not model:
+                unload(model)  # leaves its place on the card to the copy
+            management.load_models_gpu([patcher], force_full_load=True)
+        parts = getattr(patcher, "lowvram_patch_counter", lambda: 0)()
+        if parts or getattr(patcher.model, "model_lowvram", False):
+            raise ValueError(
+                "the model does not fit into this card's memory as a whole (ComfyUI keeps a part of it "
+                "outside), so it cannot be trained; free memory, or load the model in fp8 (weight_dtype of "
+                "Load Diffusion Model)"
+            )
+        yield patcher
+    finally:
+        if patcher is not model:
+            unload(patcher)
+            del patcher
+            gc.collect()  # modules and their hooks refer to one another
+
+
+def is_dynamic(model: Any) -> bool:
+    """Whether the host moves this MODEL's weights as it runs; older hosts never do."""
+    return getattr(model, "is_dynamic", lambda: False)()
+
+
+def static_copy(model: Any) -> Any:
+    """Read the file of a dynamic MODEL again as an ordinary one, with the same patches and options.
+
+    ValueError where the loader did not say how to read it again, and where something is put into the modules
+    themselves, which a copy would not have.
+    """
+    if model.cached_patcher_init is None:
+        raise ValueError(
+            "this model's loader does not say how to read its file again, which training under dynamic VRAM "
+            f"needs; load the model with {CORE_LOADERS} instead"
+        )
+    if model.injections:
+        raise ValueError(
+            f"this model carries {', '.join(map(str, model.injections))} in its layers themselves (a LoRA in "
+            "bypass mode is such), which would be missing from the teacher; load it without bypass"
+        )
+    memory = comfy.memory_management
+    was = memory.aimdo_enabled
+    try:
+        # Under this flag layers take the dtype of the file instead of the one the host computes with.
+        memory.aimdo_enabled = False
+        with torch.inference_mode():
+            copy = model.clone(disable_dynamic=True)
+    finally:
+        memory.aimdo_enabled = was
+    copy.size = 0  # that of the dynamic MODEL, whose dtypes may be others
+    return copy
+
+
+def unload(patcher: Any) -> None:
+    """Take a MODEL's weights off the device and out of the host's list of loaded models."""
+    management = comfy.model_management
+    network = patcher.model
+    others = [m for m in management.current_loaded_models if getattr(m.model, "model", None) is not network]
+    management.free_memory(1e30, patcher.load_device, others)
 
 
 @contextmanager
@@ -65,38 +242,3 @@ class Overwritable:
             yield
         finally:
             self.__enter__()
-
-
-@contextmanager
-def ready(patcher: Any) -> Generator[Aside, None, None]:
-    """The MODEL in memory, whole, with its patches in; nothing of the training stays on it. What it gives is
-    a context for the host's other models, such as a VAE.
-
-    ValueError where the host keeps a part of the weights elsewhere.
-    """
-    management = comfy.model_management
-    if getattr(patcher, "is_dynamic", lambda: False)():
-        raise ValueError(
-            "ComfyUI moves this model's weights in and out of the card as it runs (dynamic VRAM), so it "
-            "cannot be trained; start ComfyUI with --highvram or --disable-dynamic-vram"
-        )
-    with torch.inference_mode():
-        management.load_models_gpu([patcher], force_full_load=True)
-    parts = getattr(patcher, "lowvram_patch_counter", lambda: 0)()
-    if parts or getattr(patcher.model, "model_lowvram", False):
-        raise ValueError(
-            "the model does not fit into this card's memory as a whole (ComfyUI keeps a part of it outside), "
-            "so it cannot be trained; free memory, start ComfyUI with --highvram, or load the model in fp8"
-        )
-    network = patcher.model.diffusion_model
-    was = network.training
-    patcher.pre_run()
-    try:
-        flow = isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST)
-        kept = Overwritable() if flow else nullcontext()
-        with training_operators(), torch.inference_mode(False), torch.enable_grad(), trainable(network), kept:
-            network.eval()
-            yield kept.left if isinstance(kept, Overwritable) else nullcontext
-    finally:
-        network.train(was)
-        patcher.cleanup()

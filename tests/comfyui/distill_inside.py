@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -387,8 +387,11 @@ def latest(node_id: str) -> Any:
     return pack("progress").latest(node_id)
 
 
-def main(functions: Mapping[str, Any] | None = None) -> None:
-    """Answer calls of these functions, of this file's unless another script gives its own."""
+def main(functions: Mapping[str, Any] | None = None, prepare: Callable[[], None] = lambda: None) -> None:
+    """Answer calls of these functions, of this file's unless another script gives its own.
+
+    `prepare` runs once ComfyUI is imported.
+    """
     host, folder, home = sys.argv[1:4]
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -404,6 +407,7 @@ def main(functions: Mapping[str, Any] | None = None) -> None:
     for name in ("input", "output", "temp"):
         (Path(home) / name).mkdir(parents=True, exist_ok=True)
     folder_paths.set_temp_directory(str(Path(home) / "temp"))
+    prepare()
     send(answers, [asyncio.run(nodes.load_custom_node(folder)), None])
     serve(answers, functions or globals())
 
