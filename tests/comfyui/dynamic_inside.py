@@ -8,9 +8,12 @@ With "dynamic" the host's loaders make models with dynamic VRAM, where the host 
 from __future__ import annotations
 
 import gc
+import json
 import sys
 import traceback
 import weakref
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +180,62 @@ def refusal(patcher: Any, name: str) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def quantized(models: str) -> list[str]:
+    """Write the flow model in every format of weights that this host knows; the names of the files."""
+    from safetensors.torch import load_file, save_file
+
+    flow = load_file(Path(models) / "diffusion_models/tiny-flow.safetensors")
+    found: dict[str, dict[str, Tensor]] = {"scaled_fp8": scaled_fp8(flow)}
+    try:
+        from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+    except ImportError:  # 0.3.64
+        QUANT_ALGOS, QuantizedTensor = {}, None
+    for name, how in QUANT_ALGOS.items():
+        mark = torch.tensor(list(json.dumps({"format": name}).encode()), dtype=torch.uint8)
+        made: dict[str, Tensor] = dict(flow)
+        for key in attention_and_mlp(flow):
+            with suppress(ValueError):  # a format may want wider layers; mlp.fc2 serves all
+                packed = QuantizedTensor.from_float(flow[key].bfloat16(), how["comfy_tensor_layout"])
+                del made[key]
+                parts = {k: as_stored(v) for k, v in packed.state_dict(key).items()}
+                made |= {**parts, key.replace("weight", "comfy_quant"): mark}
+        assert len(made) > len(flow), f"no layer could be written as {name}"
+        found[name] = made
+    for name, tensors in found.items():
+        file = Path(models) / f"diffusion_models/tiny-flow-{name}.safetensors"
+        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, file)
+    return list(found)
+
+
+def as_stored(tensor: Tensor) -> Tensor:
+    """The scales of mxfp8 as bytes: under dynamic VRAM the host's reader of files knows no other form."""
+    return tensor.view(torch.uint8) if "e8m0" in str(tensor.dtype) else tensor
+
+
+def attention_and_mlp(flow: Mapping[str, Tensor]) -> list[str]:
+    return [k for k, v in flow.items() if "joint_blocks" in k and k.endswith("weight") and v.ndim == 2]
+
+
+def scaled_fp8(flow: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The older form of fp8 with a scale for each layer, that all hosts know."""
+    made = {**flow, "scaled_fp8": torch.empty(0, dtype=torch.float8_e4m3fn)}
+    for key in attention_and_mlp(flow):
+        scale = flow[key].abs().max() / 448
+        made[key] = (flow[key] / scale).to(torch.float8_e4m3fn)
+        made[key.replace("weight", "scale_weight")] = scale
+    return made
+
+
+def trained_quantized(name: str) -> dict[str, Any]:
+    """TCD Distill on a quantized file: what it says, and whether the MODEL samples as before."""
+    FILES[name] = f"tiny-flow-{name}"
+    patcher = loaded(name)
+    kinds = {type(w).__name__ for w in patcher.model.diffusion_model.parameters()}
+    before = sampled(patcher, name)
+    said = refusal(patcher, f"of {name}")
+    return {"kinds": kinds, "said": said, "same": torch.equal(before, sampled(patcher, name))}
 
 
 def with_lora(kind: str, path: str) -> dict[str, Any]:
