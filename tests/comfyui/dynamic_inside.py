@@ -14,6 +14,8 @@ import traceback
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -188,16 +190,13 @@ def quantized(models: str) -> list[str]:
 
     flow = load_file(Path(models) / "diffusion_models/tiny-flow.safetensors")
     found: dict[str, dict[str, Tensor]] = {"scaled_fp8": scaled_fp8(flow)}
-    try:
-        from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
-    except ImportError:  # 0.3.64
-        QUANT_ALGOS, QuantizedTensor = {}, None
-    for name, how in QUANT_ALGOS.items():
+    host: Any = import_module("comfy.quant_ops") if find_spec("comfy.quant_ops") else None  # not in 0.3.64
+    for name, how in host.QUANT_ALGOS.items() if host else ():
         mark = torch.tensor(list(json.dumps({"format": name}).encode()), dtype=torch.uint8)
         made: dict[str, Tensor] = dict(flow)
         for key in attention_and_mlp(flow):
             with suppress(ValueError):  # a format may want wider layers; mlp.fc2 serves all
-                packed = QuantizedTensor.from_float(flow[key].bfloat16(), how["comfy_tensor_layout"])
+                packed = host.QuantizedTensor.from_float(flow[key].bfloat16(), how["comfy_tensor_layout"])
                 del made[key]
                 parts = {k: as_stored(v) for k, v in packed.state_dict(key).items()}
                 made |= {**parts, key.replace("weight", "comfy_quant"): mark}

@@ -74,15 +74,19 @@ Graph = dict[str, Any]
 Whole = Callable[[str], Graph]
 
 
-@pytest.fixture(scope="module")
-def server(host: Any, standins: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
-    home = tmp_path_factory.mktemp("a home of ComfyUI")
+def prepare(home: Path, standins: Path) -> Path:
+    """A folder for the server, with the pack, the nodes of `PROVIDER` and the small models."""
     copy_pack(home / "custom_nodes/trajectory-consistency")
     (home / "custom_nodes/provider").mkdir()
     source = PROVIDER.format(tests=str(Path(__file__).parent))
     (home / "custom_nodes/provider/__init__.py").write_text(source)
     (home / "models").symlink_to(standins, target_is_directory=True)
-    with serve(host, home) as found:
+    return home
+
+
+@pytest.fixture(scope="module")
+def server(host: Any, standins: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+    with serve(host, prepare(tmp_path_factory.mktemp("a home of ComfyUI"), standins)) as found:
         yield found
 
 
