@@ -46,17 +46,31 @@ def target_layers(network: nn.Module, targets: str) -> list[str]:
     return names
 
 
-def check_rank(network: nn.Module, names: list[str], rank: int) -> None:
-    """Refuse a rank that a layer cannot have: beyond its smaller side the factors only waste memory."""
+def ranks_of(network: nn.Module, names: list[str], rank: int) -> dict[str, int]:
+    """Return the rank that each layer gets: `rank`, or the smaller side of a layer's weight where that is
+    less. Beyond it the factors only waste memory.
+
+    Raises ValueError for a rank that no layer can have.
+    """
+    room: dict[str, int] = {}
     for name in names:
         weight = network.get_submodule(name).weight
         assert isinstance(weight, Tensor)
-        room = min(weight.shape[0], weight[0].numel())
-        if rank > room:
-            raise ValueError(
-                f"rank {rank} is larger than layer {name} ({room}); lower rank to {room} or choose other "
-                "targets"
-            )
+        room[name] = min(weight.shape[0], weight[0].numel())
+    most = max(room.values())
+    if rank > most:
+        raise ValueError(f"rank {rank} is larger than every layer; lower rank to {most} or less")
+    return {name: min(rank, side) for name, side in room.items()}
+
+
+def told_of_ranks(network: nn.Module, targets: str, rank: int) -> str:
+    """Say how many layers are too small for the rank, and which ranks they get; empty where none is."""
+    found = ranks_of(network, target_layers(network, targets), rank)
+    less = sorted(r for r in found.values() if r < rank)
+    if not less:
+        return ""
+    span = f"{less[0]} to {less[-1]}" if less[0] < less[-1] else str(less[0])
+    return f"{len(less)} of {len(found)} layers are smaller than rank {rank} and get rank {span}"
 
 
 class Lora:
@@ -100,19 +114,24 @@ def injected(
     """Put LoRA layers into `network`, and take them out whatever happens. Up-factors start at zero: the
     student is the teacher.
 
-    Raises ValueError for a rank larger than a layer, or when another adapter is in there already.
+    A layer smaller than the rank gets the rank that it can have, at the same scale `alpha / rank`.
+    Raises ValueError for a rank that no layer can have, or when another adapter is in there already.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     if getattr(network, "peft_config", None) is not None:
         raise ValueError(f"{type(network).__name__} has peft adapters already; unload them first")
     names = target_layers(network, targets)
-    check_rank(network, names, rank)
+    smaller = {f"^{re.escape(n)}": r for n, r in ranks_of(network, names, rank).items() if r < rank}
+    scaled = {n: alpha * r / rank for n, r in smaller.items()}
     wanted = {n: p.requires_grad for n, p in network.named_parameters()}
     originals = {n: network.get_submodule(n) for n in names}
     portable = diffusers_names(n for n, _ in network.named_modules())
     pattern = "^(" + "|".join(map(re.escape, names)) + ")$"
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern, bias="none")  # pyright: ignore
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=pattern, bias="none",  # pyright: ignore
+        rank_pattern=smaller, alpha_pattern=scaled,
+    )  # fmt: skip
     try:
         network.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):  # peft draws factors; the host's own random numbers stay
@@ -171,13 +190,18 @@ class _RoundedConv(nn.Conv2d):
 def lora_tensors(
     named: Mapping[str, Tensor], alpha: float, names: Mapping[str, str], dtype: torch.dtype = torch.float16
 ) -> dict[str, Tensor]:
-    """Kohya's keys for factors under the names of `Lora.parameters`; `names` are `Lora.names`."""
+    """Return kohya's keys for factors under the names of `Lora.parameters`; `names` are `Lora.names`.
+
+    `alpha` is that of the highest rank; layers of a lower rank have one that gives the same scale.
+    """
     out: dict[str, Tensor] = {}
+    ranks = {k: v.shape[0] if k.endswith(".lora_down") else v.shape[1] for k, v in named.items()}
+    highest = max(ranks.values())
     for name, value in named.items():
         layer, _, factor = name.rpartition(".")
         key = PREFIX + names.get(layer, layer).replace(".", "_")
         out[f"{key}.{factor}.weight"] = value.detach().to(dtype)
-        out[f"{key}.alpha"] = torch.tensor(alpha)
+        out[f"{key}.alpha"] = torch.tensor(alpha * ranks[name] / highest)
     return out
 
 

@@ -15,6 +15,7 @@ from .backbone import Backbone, Cond, InParts, size, take
 from .compiled import compiled
 from .config import DistillConfig
 from .distill import Outcome, distill, student_on
+from .lora import told_of_ranks
 from .memory import GIB, SMALLER, Needs, Plan, fitting, free_memory, kept_by, plans, recomputed, state_bytes
 from .objective import Batch, TimeGrid, draw_times, tcd_loss
 from .pairs import CachedLatents, OnPairs, Source, Trajectories, generator
@@ -80,7 +81,8 @@ def train(
 
     able = plans(needs(config, backbone, prompts), config, crew.count)
     first, *others = fitting(able, crew.least(free(_device(prompts))))
-    on_plan(str(first))
+    smaller = told_of_ranks(backbone.network, config.targets, config.rank)
+    on_plan("; ".join([str(first), *([smaller] if smaller else [])]))
     try:
         return run(first)
     except torch.OutOfMemoryError as error:

@@ -19,6 +19,7 @@ from comfyui_tcd.training.checkpoint import load_tensors, save_tensors
 from comfyui_tcd.training.formats import open_lora
 from comfyui_tcd.training.lora import (
     _KEPT,
+    ADAPTER,
     PREFIX,
     Lora,
     injected,
@@ -27,6 +28,7 @@ from comfyui_tcd.training.lora import (
     merge_lora,
     save_lora,
     target_layers,
+    told_of_ranks,
 )
 from comfyui_tcd.training.lora_report import lines
 from comfyui_tcd.training.pairs import digest
@@ -149,12 +151,31 @@ def test_no_layer_to_adapt_is_refused():
         target_layers(Scalar(torch.ones(2, 3)), "attention")
 
 
-def test_a_rank_larger_than_a_layer_is_refused_before_anything_changes():
+def test_a_layer_smaller_than_the_rank_gets_the_rank_that_it_can_have(tmp_path: Path):
+    """At the scale of the others, in the network and in its file."""
+    network = nn.Sequential(nn.Linear(8, 3), nn.Linear(3, 1), nn.Linear(1, 8), nn.Linear(8, 8))
+    inner = nn.Sequential(network, nn.Linear(8, 8))  # its "1" is not the small "0.1"
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    with injected(inner, 6, 3.0, "all", 0) as lora:
+        fill(lora)
+        adapted = inner(x)
+        found = {n: layer.r[ADAPTER] for n, layer in lora.layers.items()}
+        save_lora(tmp_path / "lora.safetensors", lora.parameters(), lora.alpha, {}, {}, lora.names)
+    assert found == {"0.0": 3, "0.1": 1, "0.2": 1, "0.3": 6, "1": 6}
+    assert told_of_ranks(inner, "all", 6) == "3 of 5 layers are smaller than rank 6 and get rank 1 to 3"
+    assert told_of_ranks(inner, "all", 1) == ""
+    tensors, _ = load_lora(tmp_path / "lora.safetensors")
+    assert [tensors[f"{PREFIX}{n.replace('.', '_')}.alpha"].item() for n in found] == [1.5, 0.5, 0.5, 3, 3]
+    assert merge_lora(inner, tensors) == 5
+    assert (inner(x) - adapted).abs().max() < 2e-3 * adapted.abs().max()  # factors are float16 in files
+
+
+def test_a_rank_larger_than_every_layer_is_refused_before_anything_changes():
     backbone = TinyUNet()
     before = fingerprint(backbone.network)
     with (
-        pytest.raises(ValueError, match=r"rank 33 is larger than layer .* \(32\); lower rank to 32"),
-        injected(backbone.network, 33, 33.0, "all", 0),
+        pytest.raises(ValueError, match=r"rank 9999 is larger than every layer; lower rank to \d+ or less"),
+        injected(backbone.network, 9999, 9999.0, "all", 0),
     ):
         pass
     assert fingerprint(backbone.network) == before
