@@ -185,6 +185,8 @@ def _ours(present: object, name: str) -> bool:
 
 
 def _tell_of_second_copy(earlier: Callable[..., Any]) -> None:
+    if earlier.__name__ != sample_tcd_sss.__name__:
+        return  # what prestartup_script.py put there
     there, here = (Path(inspect.getfile(inspect.unwrap(f))) for f in (earlier, sample_tcd_sss))
     if there.resolve() != here.resolve():
         folders = there.parents[1], here.parents[1]

@@ -31,8 +31,14 @@ LAYERS = {
     "migrate": Layer(set(), set(), strict=True),
     "nodes": Layer({"samplers", "training", "embedded"}, None, strict=False),
 }
-# The root's own modules: `__init__` may reach the nodes (late), `cli` finds its commands by name.
-ROOT_MODULES = {"__init__": Layer({"nodes"}, set(), strict=True), "cli": Layer(set(), set(), strict=True)}
+# The root's own modules: `__init__` may reach the nodes (late), `cli` finds its commands by name, and
+# `prestartup_script` runs before ComfyUI imports anything.
+ALONE = Layer(set(), set(), strict=True)
+ROOT_MODULES = {
+    "__init__": Layer({"nodes"}, set(), strict=True),
+    "cli": ALONE,
+    "prestartup_script": ALONE,
+}
 
 LOADERS = {
     "torch.load",

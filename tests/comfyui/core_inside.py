@@ -159,12 +159,18 @@ def handed_on(which: str, latent: dict[str, Any], ratio: int = 16, temporal: int
             )
         ],
     }  # fmt: skip
-    comfy.utils.set_progress_bar_global_hook(lambda value, total, *_, **__: bar.append([value, total]))
+    update = comfy.utils.ProgressBar.update_absolute  # what the page gets of it depends on the time
+
+    def seen(self: Any, value: int, total: int | None = None, preview: Any = None) -> None:
+        bar.append([value, total])
+        update(self, value, total, preview)
+
+    comfy.utils.ProgressBar.update_absolute = seen
     try:
         with recorded() as calls:
             found = runs[which](Watched(latent, read))
     finally:
-        comfy.utils.set_progress_bar_global_hook(None)
+        comfy.utils.ProgressBar.update_absolute = update
     return {"calls": calls, "read": sorted(read), "results": plain([dict(x) for x in found]), "bar": bar}
 
 

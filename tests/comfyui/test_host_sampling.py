@@ -208,6 +208,13 @@ def test_the_grid_of_ksamplers_list(inside: Inside, steps: int):
     assert torch.equal(sigmas, torch.cat([table[times], torch.zeros(1)]))
 
 
+def test_simple_of_an_lcm_model_has_the_official_timesteps(inside: Inside):
+    """What troubleshooting.md advises for nodes that do not offer tcd_grid."""
+    for steps in range(1, 51):
+        official = inside("schedule", kind="epsilon", scheduler="tcd_grid", steps=steps)
+        assert torch.equal(inside("schedule", kind="lcm", scheduler="simple", steps=steps), official)
+
+
 # B8, B22: more than 50 steps refused, or with sigmas twice
 @pytest.mark.parametrize("steps", [51, 66, 100, 400, 1000, 1001, 2000, 100_000])
 def test_more_steps_than_the_origin_has(inside: Inside, steps: int):
