@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..training.text import read_text
 from .api import is_api, migrate_api
 from .remarks import Remark
 from .ui import is_ui, migrate_ui
@@ -48,11 +49,12 @@ def migrate(data: Any) -> list[Remark]:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
+        return read_text(file)
+    except ValueError as error:
         raise ValueError(
-            f"{file} is no text: open it in ComfyUI and save the graph as JSON (Workflow, Export)"
-        ) from None
+            f"{error}. A picture with a graph in it: open it in ComfyUI and save the graph as JSON "
+            "(Workflow, Export)"
+        ) from error
 
 
 def _parse(file: Path, text: str) -> Any:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..training.backbone import fingerprint
 from ..training.checkpoint import load_tensors, save_tensors, write_text
+from ..training.text import read_text
 from .api import schema
 from .lora import show
 from .runs import DATASETS, NAME, inside_input
@@ -40,15 +41,28 @@ def captioned(folder: Path, width: int, height: int) -> tuple[list[tuple[Path, s
     wrong: list[str] = []
     for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES):
         fault = picture_fault(path, width, height)
-        text = path.with_suffix(".txt")
-        caption = text.read_text("utf-8", errors="replace").strip() if text.is_file() else ""
-        if fault is None and not caption:
-            fault = f"its caption {text.name} is {'empty' if text.is_file() else 'missing'}"
+        try:
+            caption = caption_of(path)
+        except ValueError as error:
+            fault, caption = fault or f"its caption {error}", ""
         if fault is None:
-            good.append((path, " ".join(caption.split())))
+            good.append((path, caption))
         else:
             wrong.append(f"{path.name}: {fault}")
     return good, wrong
+
+
+def caption_of(picture: Path) -> str:
+    """Read the text file beside a picture, as one line. ValueError begins with the file's name: there is
+    none, nothing in it, or what is no text.
+    """
+    path = picture.with_suffix(".txt")
+    if not path.is_file():
+        raise ValueError(f"{path.name} is missing")
+    caption = " ".join(read_text(path, path.name).split())
+    if not caption:
+        raise ValueError(f"{path.name} is empty")
+    return caption
 
 
 def picture_fault(path: Path, width: int, height: int) -> str | None:

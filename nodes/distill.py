@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,14 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..training.backbone import fingerprint
-from ..training.checkpoint import load_tensors, save_tensors, sweep, write_text
+from ..training.checkpoint import check_folder, load_tensors, save_tensors, sweep
 from ..training.config import PRESETS, DistillConfig
 from ..training.distill import LORA
+from ..training.inputs import check_inputs, inputs_of
 from ..training.lora import load_lora
-from ..training.pairs import digest, write_shard
 from ..training.report import read_log
+from ..training.shards import shard_of, write_shard
+from ..training.text import lines_of, read_prompts
 from .api import schema
 from .backbone import HostBackbone, alike
 from .dataset import Dataset, shards_of
@@ -33,16 +34,14 @@ from .runs import inside_input, loras_folder, run_folder
 AUTO = "auto"
 KINDS = {"Embedded": "embedded", "SDXL": "sdxl", "SSD1B": "sdxl", "Segmind_Vega": "sdxl"}
 """ComfyUI's class of a model to the row of settings; others take sd15's."""
-INPUTS = "inputs.json"
 DATA = "data.safetensors"
 
 
 def prompts_of(clip: Any, text: str, file: str, conditioning: Any, dataset: Any = None) -> list[Any]:
     """The prompts as one CONDITIONING: of `conditioning`, of a text, of a text file, a prompt a line."""
-    lines = text.splitlines()
+    prompts = lines_of(text)
     if file:
-        lines += inside_input(file, "prompts_file").read_text("utf-8", errors="replace").splitlines()
-    prompts = [line.strip() for line in lines if line.strip()]
+        prompts += read_prompts(inside_input(file, "prompts_file"), f"prompts_file {file}")
     if not prompts and not conditioning and dataset is None:
         raise ValueError("no prompts: write one a line, name a prompts_file, or connect a CONDITIONING")
     if prompts and clip is None:
@@ -108,20 +107,6 @@ def decoder(form: Any, vae: Any) -> Callable[[Tensor], Tensor]:
     return by_colours if vae is None else by_vae
 
 
-def check_inputs(folder: Path, now: dict[str, Any]) -> None:
-    """What a resume must find again. ValueError names what has changed since the run began."""
-    path = folder / INPUTS
-    if path.is_file():
-        before = json.loads(path.read_text("utf-8"))
-        changed = [name for name, value in now.items() if before.get(name) != value]
-        if changed:
-            raise ValueError(
-                f"run_name {folder.name!r} is a run with another {' and another '.join(changed)}; choose a "
-                "new run_name, or restore what it had to go on with it"
-            )
-    write_text(path, json.dumps(now, indent=1))
-
-
 def distil(
     model: Any,
     config: DistillConfig,
@@ -145,15 +130,15 @@ def distil(
             conds.append(backbone.encode(captions(dataset)))
         cond, uncond, *data = alike(*conds)
         teacher = fingerprint(backbone.network)
-        now = {"model": teacher, "prompts": digest(cond), "negative": digest(uncond), "size": list(shape)}
         shards, latents = None, None
         if dataset is not None:
-            latents = torch.cat([latents for latents, _ in shards_of(dataset)])
-            now["dataset"] = digest({**data[0], "latents": latents})
-        check_inputs(folder, now)
+            raw = torch.cat([latents for latents, _ in shards_of(dataset)])
+            latents = patcher.model.process_latent_in(raw)
+        held = None if latents is None else shard_of(latents, data[0])
+        check_inputs(folder, inputs_of(teacher, shape, cond, uncond, held))
         if latents is not None:
             shards = [folder / DATA]
-            write_shard(folder / DATA, patcher.model.process_latent_in(latents), data[0])
+            write_shard(folder / DATA, latents, data[0])
         kind = type(model.model.model_config).__name__
         metadata = {"tcd.teacher": kind, "tcd.teacher_hash": teacher}
 
@@ -384,6 +369,7 @@ class TCDDistill(io.ComfyNode):
         settings: str = "",
     ) -> io.NodeOutput:
         folder = run_folder(run_name)
+        check_folder(folder, "run_name")
         config = settings_of(
             preset, model, settings, steps=steps, batch=batch, rank=rank, learning_rate=learning_rate,
             w_min=cfg_min, w_max=cfg_max, s_range=s_range, seed=run_seed,

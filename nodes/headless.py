@@ -50,8 +50,6 @@ class Opened:
         """The training prompts first; then the negative one, which was encoded with them to their length."""
         if self._uncond is not None and prompts == [self.negative]:
             return self._uncond
-        if not prompts:
-            raise ValueError("--prompts is needed: a text file, a prompt a line")
         cond = self.backbone.encode([self._text(prompt) for prompt in prompts])
         uncond = self.backbone.encode([self._text(self.negative)], uncond=True)
         cond, self._uncond = alike(cond, uncond)

@@ -17,7 +17,7 @@ from ..training.distill import LORA
 from ..training.formats import FORMATS, LoraFile, convert, open_lora
 from .api import advanced, schema
 from .lora import show
-from .runs import NAME, loras_folder, run_folder
+from .runs import NAME, check_name, loras_folder, run_folder
 
 FORMS = ("kohya", "kohya-ldm", "peft", "diffusers")
 
@@ -71,8 +71,7 @@ def free_name(folder: Path, name: str) -> Path:
 
 def save(file: LoraFile, name: str, form: str, notes: str) -> Path:
     """Write `file` into output/loras, whole or not at all. ValueError for a name that is no file name."""
-    if not NAME.fullmatch(name):
-        raise ValueError(f"name {name!r}: use up to 64 letters, digits, spaces, dots, dashes and underscores")
+    check_name(name, "name")
     tensors, metadata = converted(file, form)
     metadata |= {
         "ss_output_name": name,

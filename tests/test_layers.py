@@ -28,7 +28,7 @@ LAYERS = {
     "samplers": Layer(set(), {"torch"}, strict=True),
     "training": Layer({"samplers"}, DEPENDENCIES, strict=False),
     "embedded": Layer({"samplers", "training"}, DEPENDENCIES, strict=False),
-    "migrate": Layer(set(), set(), strict=True),
+    "migrate": Layer({"training"}, set(), strict=True),  # training.text, which needs nothing
     "nodes": Layer({"samplers", "training", "embedded"}, None, strict=False),
 }
 # The root's own modules: `__init__` may reach the nodes (late), `cli` finds its commands by name, and

@@ -4,12 +4,12 @@ Read in this order:
 
 * `config`: every setting, with its source
 * `objective`: the loss, and which (t, t', s) it is taken at
-* `pairs`: where states come from: the teacher's own trajectories, or cached latents
+* `pairs`, `shards`: where states come from: the teacher's own trajectories, or cached latents
 * `lora`, `splus`: what is trained: adapters by peft, and the embedding of s of TCF(S+)
 * `distill`: the loop
-* `state`, `checkpoint`, `report`: what a run keeps and shows
+* `state`, `inputs`, `checkpoint`, `report`: what a run keeps and shows, and with what it may go on
 * `processes`, `reading`: a run by several processes, and figures that do not hold up the device
-* `run`, `about`, `cli`: a run from start to end, and what its LoRA says of itself
+* `run`, `about`, `cli`, `text`: a run from start to end, what its LoRA says of itself, what a user writes
 
 LoRA files, anyone's: `formats` reads and converts them, by the keys of `lora_keys`, the layers of
 `unet_layers` and what `lora_content` makes of a file; `lora_report` and `known_loras` say what they are and

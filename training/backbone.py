@@ -126,6 +126,15 @@ def twice(point: Point) -> Point:
     return Point(t, Level(alpha, sigma))
 
 
+def digest(cond: Cond) -> str:
+    """Name an encoded batch of prompts, or any tensors: equal for equal names and values."""
+    mixed = sha256()
+    for name in sorted(cond):
+        mixed.update(f"{name} {cond[name].dtype} {tuple(cond[name].shape)}".encode())
+        mixed.update(cond[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return mixed.hexdigest()
+
+
 def fingerprint(network: nn.Module) -> str:
     """A name for the weights: of a part of each, so that it takes no time."""
     mixed = sha256()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -93,11 +94,31 @@ def load_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[s
     """All tensors and the metadata of a safetensors file; a cut or foreign file is a ValueError that names
     it.
     """
+    with opened(path, device) as file:
+        return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of a safetensors file's tensors and nothing else of it; errors as of `load_tensors`."""
+    with opened(path) as file:
+        return {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def opened(path: Path, device: str | torch.device = "cpu") -> Generator[Any, None, None]:
+    """Open a safetensors file; a cut or foreign one is a ValueError that names it."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(str(path), "pt", device=str(device)) as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or make it again") from error
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """Check that `folder` is one, or can be made. ValueError names the file that is in its way."""
+    place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not place.is_dir():
+        raise ValueError(f"{what} {folder}: {place} is there already and is no folder; choose another name")

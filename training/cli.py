@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import time
@@ -14,11 +15,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import host_path
-from .backbone import Backbone, Cond
+from .backbone import Backbone, Cond, fingerprint
+from .checkpoint import check_folder
 from .config import PRESETS, DistillConfig
 from .distill import LORA
+from .inputs import check_inputs, inputs_of
 from .processes import joined, own_device
 from .run import estimate, train
+from .shards import read_shards, shards_in
+from .text import read_prompts
 
 
 class Opened(Protocol):
@@ -72,13 +77,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, help=size)
     parser.add_argument("--height", type=int, help=size)
     parser.add_argument(
-        "--prompts", type=Path, help="text file, a prompt a line (required but for --embedded)"
+        "--prompts",
+        type=Path,
+        help="text file, UTF-8 or UTF-16 with its mark, a prompt a line (required but for --embedded)",
     )
     parser.add_argument("--negative", default="", help="the uncond of guidance (default: the empty prompt)")
     parser.add_argument(
-        "--data", type=Path, help="folder of latent shards; without it, training is data-free"
+        "--data",
+        type=Path,
+        help="folder of latent shards and no other .safetensors, or one such file, as the data.safetensors "
+        "of a run of TCD Distill; without it, training is data-free",
     )
-    parser.add_argument("--out", type=Path, required=True, help="run folder; a stopped run in it goes on")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="run folder. A stopped run in it goes on, with the same model, prompts, data and settings; with "
+        "more --steps a run trains on, if its decay is constant",
+    )
     parser.add_argument(
         "--preset", choices=sorted(PRESETS), help="row of settings to start from (default: of the model)"
     )
@@ -98,35 +114,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    # What is wrong with the arguments is said before a model is loaded.
     overrides = {f.name: getattr(args, f.name) for f in fields(DistillConfig)}
-    if args.comfyui is not None:
-        args.model = "comfyui"
-        if args.checkpoint is None:
-            raise ValueError("--comfyui needs --checkpoint: the file of the teacher")
-        host_path.add(args.comfyui)
-    elif args.weight_dtype is not None:
-        raise ValueError("--weight-dtype needs --comfyui: it is ComfyUI that keeps weights in 8 bits")
-    if args.diffusers is not None:
-        args.model = "diffusers"
-    # What is wrong with the settings is said before a model is loaded.
+    choose_model(args)
     usual = args.model if args.model in PRESETS else "sdxl"
     config = DistillConfig.resolve(args.preset or usual, args.config, **overrides)
+    check_folder(args.out, "--out")
+    texts = texts_of(args)
+    shards = None if args.data is None else shards_in(args.data)
     own_device()
     opened: Opened = import_module(MODELS[args.model], __name__.rsplit(".", 2)[0]).open_model(args)
     if args.preset is None:
         config = DistillConfig.resolve(opened.preset, args.config, **overrides)
-    prompts = opened.encode(read_prompts(args.prompts) if args.prompts else [])
+    prompts = opened.encode(texts)
     if args.dry_run:
         print(config.as_toml(), end="")
         print(f"# {estimate(config, opened.backbone, prompts, pictures=args.data is not None)}")
         return 0
-    shards = None if args.data is None else sorted(args.data.glob("*.safetensors"))
+    uncond = opened.encode([args.negative])
     with stoppable(), joined() as crew:
+        data = None if shards is None else read_shards(shards)
+        teacher, shape = fingerprint(opened.backbone.network), opened.backbone.latent_shape
+        inputs = inputs_of(teacher, shape, prompts, uncond, data)
+        del data  # the run reads them itself
+        # Encoded texts may differ by rounding between unlike cards, the texts themselves may not.
+        given = {**inputs, "prompts": texts, "negative": args.negative, "settings": config.as_toml()}
+        crew.agree({name: json.dumps(value) for name, value in given.items()})
+        check_inputs(args.out, inputs, crew)
         outcome = train(
             config,
             opened.backbone,
             prompts,
-            opened.encode([args.negative]),
+            uncond,
             args.out,
             shards=shards,
             metadata=opened.metadata,
@@ -139,6 +158,28 @@ def run(args: argparse.Namespace) -> int:
     best = "" if outcome.best is None else f", best validation {outcome.best:.4f} at step {outcome.best_step}"
     print(f"done: {outcome.steps} steps, loss {outcome.loss:.5f}{best}: {args.out / LORA}")
     return 0
+
+
+def choose_model(args: argparse.Namespace) -> None:
+    """Set `args.model`, a key of `MODELS`. ValueError for arguments that do not go with it."""
+    if args.diffusers is not None:
+        args.model = "diffusers"
+    if args.comfyui is not None:
+        args.model = "comfyui"
+        if args.checkpoint is None:
+            raise ValueError("--comfyui needs --checkpoint: the file of the teacher")
+        host_path.add(args.comfyui)
+    elif args.weight_dtype is not None:
+        raise ValueError("--weight-dtype needs --comfyui: it is ComfyUI that keeps weights in 8 bits")
+
+
+def texts_of(args: argparse.Namespace) -> list[str]:
+    """Read the prompts. The embedded model may have none, and then draws its own; others need them."""
+    if args.prompts is not None:
+        return read_prompts(args.prompts, f"--prompts {args.prompts}")
+    if args.model != "embedded":
+        raise ValueError("--prompts is needed: a text file, a prompt a line")
+    return []
 
 
 class Drawing:
@@ -166,15 +207,6 @@ def stoppable() -> Generator[None, None, None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The lines of a text file, empty ones left out; ValueError if none is left."""
-    lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise ValueError(f"{path}: no prompts; write one a line")
-    return prompts
 
 
 def _flag(text: str) -> bool:

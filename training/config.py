@@ -12,6 +12,8 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .text import read_text
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -155,7 +157,7 @@ class DistillConfig:
         values: dict[str, Any] = dict(PRESETS[preset])
         written: set[str] = set()
         for source, toml in (
-            (file, "" if file is None else Path(file).read_text("utf-8")),
+            (file, "" if file is None else read_text(Path(file))),
             ("settings", text),
         ):
             try:

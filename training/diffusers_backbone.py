@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..samplers import DiscreteSchedule, Point, Predict, Schedule, placed, to_x0_eps
 from .backbone import Cond, concat, fingerprint
+from .text import read_text
 
 PIPELINES = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl"}
 """Kinds of folder, each with its row of settings."""
@@ -26,7 +27,8 @@ BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v
 AT_ONCE = 16
 """Prompts that the text encoders take."""
 NOT_TEXT = ("unet", "vae", "safety_checker", "feature_extractor", "image_encoder")
-WHOLE = {"use_safetensors": True, "local_files_only": True}
+TEXT = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+"""Text encoders of such a folder, each with its class in transformers."""
 
 
 class DiffusersBackbone:
@@ -58,7 +60,7 @@ class DiffusersBackbone:
     def _vae(self) -> Any:
         from diffusers import AutoencoderKL
 
-        vae: Any = AutoencoderKL.from_pretrained(self._vae_folder, **WHOLE)
+        vae: Any = AutoencoderKL.from_pretrained(self._vae_folder, **loading(self._vae_folder))
         return vae.to(next(self.network.parameters()).device).requires_grad_(False)
 
     @torch.no_grad()
@@ -80,6 +82,8 @@ class Opened:
                 f"trained from a folder ({', '.join(PIPELINES)}), others through --comfyui"
             )
         self.preset = PIPELINES[self.kind]
+        for part in ("unet", "vae", *(name for name in TEXT if (folder / name).is_dir())):
+            variant_of(folder / part)
         unet = _json(folder, "unet/config.json")
         if unet.get("in_channels") != unet.get("out_channels") or unet.get("time_cond_proj_dim"):
             raise ValueError(
@@ -102,7 +106,8 @@ class Opened:
     def backbone(self) -> DiffusersBackbone:
         from diffusers import UNet2DConditionModel
 
-        network: Any = UNet2DConditionModel.from_pretrained(self.folder, subfolder="unet", **WHOLE)
+        unet = self.folder / "unet"
+        network: Any = UNet2DConditionModel.from_pretrained(unet, **loading(unet))
         network = _placed(network).eval().requires_grad_(False)
         return DiffusersBackbone(
             network, self.schedule, self.prediction, self.latent_shape, self.folder / "vae"
@@ -116,8 +121,6 @@ class Opened:
         """The training prompts first; the negative one is encoded with them."""
         if self._uncond is not None and prompts == [self.negative]:
             return self._uncond
-        if not prompts:
-            raise ValueError("--prompts is needed: a text file, a prompt a line")
         encoder = self._encoders()
         parts = [prompts[i : i + AT_ONCE] for i in range(0, len(prompts), AT_ONCE)]
         cond = concat([self._encoded(encoder, part) for part in parts])
@@ -128,7 +131,7 @@ class Opened:
         """diffusers' own pipeline of this folder with nothing but its text encoders."""
         try:
             import diffusers
-            import transformers  # noqa: F401  # pyright: ignore[reportUnusedImport]
+            import transformers
         except ImportError as error:
             raise ValueError(
                 f"--diffusers needs {error.name}: python -m pip install diffusers transformers"
@@ -137,7 +140,14 @@ class Opened:
         absent: dict[str, Any] = {name: None for name in NOT_TEXT if name in listed}
         if "safety_checker" in listed:
             absent["requires_safety_checker"] = False  # or its absence is warned of
-        pipeline: Any = getattr(diffusers, self.kind).from_pretrained(self.folder, **absent, **WHOLE)
+        given = {
+            name: getattr(transformers, kind).from_pretrained(part, **loading(part))
+            for name, kind in TEXT.items()
+            if (part := self.folder / name).is_dir()
+        }
+        pipeline: Any = getattr(diffusers, self.kind).from_pretrained(
+            self.folder, local_files_only=True, **absent, **given
+        )
         return _placed(pipeline)
 
     @torch.no_grad()
@@ -149,7 +159,7 @@ class Opened:
             device=device(),
             num_images_per_prompt=1,
             do_classifier_free_guidance=guided,
-            negative_prompt=(self.negative or None) if guided else None,
+            negative_prompt=[self.negative] if guided and self.negative else None,
         )
         context = found[int(guided)]
         if len(found) == 2:
@@ -160,8 +170,45 @@ class Opened:
 
 
 def open_model(args: argparse.Namespace) -> Opened:
-    """ValueError where the folder holds no pipeline, or none that can be a teacher."""
+    """Open the folder's settings, and no weights yet. ValueError where it holds no pipeline, or none that
+    can be a teacher.
+    """
+    if args.diffusers.is_file():
+        raise ValueError(
+            f"--diffusers {args.diffusers}: is a file; give the folder of a pipeline, or a checkpoint of one "
+            "file through --comfyui"
+        )
+    if not args.diffusers.is_dir():
+        raise ValueError(
+            f"--diffusers {args.diffusers}: no such folder; a model of the hub has to be downloaded first, "
+            f"with all its folders: hf download {args.diffusers.as_posix()} --local-dir FOLDER"
+        )
     return Opened(Path(args.diffusers).resolve(), args.width, args.height, args.negative)
+
+
+def loading(part: Path) -> dict[str, Any]:
+    """Choose how diffusers and transformers load a part of a pipeline: its own files, and no pickles."""
+    return {
+        "use_safetensors": True,
+        "local_files_only": True,
+        "torch_dtype": torch.float32,
+        "variant": variant_of(part),
+    }
+
+
+def variant_of(part: Path) -> str | None:
+    """Find which of its sets of weights a part of a pipeline is loaded from: None for the plain ones, else a
+    variant such as `fp16`, of files such as `model.fp16.safetensors`. ValueError where there are none.
+    """
+    names = [path.name.split(".") for path in part.glob("*.safetensors")]
+    # Of a model in several files, the number is before the variant or after it.
+    variants = sorted({"" if len(name) == 2 else name[1].partition("-")[0] for name in names})
+    if not variants:
+        raise ValueError(
+            f"--diffusers: {part} holds no .safetensors file; other weights, such as .bin, are pickles and "
+            "are not read: save the pipeline again with safe_serialization = True"
+        )
+    return None if "" in variants else "fp16" if "fp16" in variants else variants[0]
 
 
 def schedule_of(config: Mapping[str, Any]) -> DiscreteSchedule:
@@ -210,8 +257,8 @@ def _placed(part: Any) -> Any:
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        return json.loads((folder / name).read_text("utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        return dict(json.loads(read_text(folder / name)))
+    except (ValueError, TypeError) as error:
         raise ValueError(
             f"--diffusers {folder}: {name} is missing or broken; give the folder that save_pretrained of a "
             "pipeline made, with its model_index.json"

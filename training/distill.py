@@ -25,7 +25,7 @@ from .config import DistillConfig
 from .lora import Lora, injected, save_lora
 from .narrow import widened_again
 from .objective import Batch, Links, TimeGrid, draw_times, guided, solver_step, tcd_loss, teacher_predictor
-from .optimizer import lift, lower, optimizer_of, take_step
+from .optimizer import learning_rate, lift, lower, optimizer_of, take_step
 from .pairs import Pairs, Source, generator
 from .processes import ALONE, Crew
 from .reading import Reading, late
@@ -251,16 +251,6 @@ def distill(
             info["tcd.validation"] = f"{figure:.6f}"
         save(folder / LORA, average, student.lora, {**info, "tcd.step": str(config.steps)})
     return Outcome(config.steps, loss, figure, best, best_step)
-
-
-def learning_rate(config: DistillConfig, step: int) -> float:
-    """Linear warm-up, then constant or a cosine to 0."""
-    if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
-    if config.decay == "constant":
-        return config.learning_rate
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @torch.no_grad()

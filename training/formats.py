@@ -34,6 +34,7 @@ from .lora_keys import (
     te_prefix,
 )
 from .splus import PREFIX as TARGET_EMBEDDING
+from .text import read_text
 from .unet_layers import ARCHITECTURES, SD2, SDXL, SSD1B, Architecture
 
 __all__ = ["FORMATS", "Layer", "LoraFile", "convert", "open_lora"]
@@ -209,7 +210,7 @@ def _alphas_beside(path: Path, metadata: Mapping[str, str]) -> Callable[[str, st
     beside = path.with_name("adapter_config.json")
     text = metadata.get("lora_adapter_metadata")
     if text is None and path.name == "adapter_model.safetensors" and beside.is_file():
-        text = beside.read_text("utf-8")
+        text = read_text(beside)
     try:
         configs: Any = json.loads(text or "{}")
     except ValueError as error:

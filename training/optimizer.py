@@ -1,7 +1,10 @@
-"""The optimizer of a run: torch's fused AdamW, or bitsandbytes' with moments of 8 bits."""
+"""The optimizer of a run: its learning rates, and torch's fused AdamW or bitsandbytes' with moments of 8
+bits.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +17,16 @@ NEEDS_BITSANDBYTES = (
     "optimizer = adamw8bit needs bitsandbytes, which cannot be imported: "
     'python -m pip install "bitsandbytes>=0.45", with the Python that runs this; or set optimizer = adamw'
 )
+
+
+def learning_rate(config: DistillConfig, step: int) -> float:
+    """Compute the rate of a step: linear warm-up, then constant or a cosine to 0 at the last step."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    if config.decay == "constant":
+        return config.learning_rate
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def optimizer_of(config: DistillConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

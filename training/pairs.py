@@ -7,7 +7,6 @@ teacher's two predictions, so that the guidance w and the target s stay free eac
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,12 +16,11 @@ import torch
 from torch import Tensor
 
 from ..samplers import Level, placed, tcf1
-from .backbone import Backbone, Cond, Prediction, cond_and_uncond, repeat, size, take
+from .backbone import Backbone, Cond, Prediction, cond_and_uncond, digest, repeat, size, take
 from .checkpoint import load_tensors, save_tensors, sweep
 from .objective import TimeGrid, guided
 from .processes import ALONE, Crew
-
-COND = "cond."
+from .shards import COND, check_shards, read_shards
 
 
 class InRow(NamedTuple):
@@ -245,34 +243,13 @@ class CachedLatents:
     """
 
     def __init__(self, shards: Sequence[Path], grid: TimeGrid, seed: int, like: Cond | None = None) -> None:
-        if not shards:
-            raise ValueError(
-                "the data set has no shards; make one with `write_shard`, or leave it out to train data-free"
-            )
+        check_shards(shards)
         self.grid, self.seed = grid, seed
         self.devices = {name: value.device for name, value in (like or {}).items()}
         self.device = next(iter(self.devices.values()), torch.device("cpu"))
-        loaded = [load_tensors(path)[0] for path in shards]
-        for path, tensors in zip(shards, loaded, strict=True):
-            lengths = {k: len(v) for k, v in tensors.items()}
-            conds = [k for k in tensors if k.startswith(COND)]
-            if (
-                "latents" not in tensors
-                or not conds
-                or len(set(lengths.values())) != 1
-                or not lengths["latents"]
-            ):
-                raise ValueError(
-                    f"{path}: a shard needs `latents` and `{COND}*` of one length above 0, this has {lengths}"
-                )
-            shapes = [{k: tuple(v.shape[1:]) for k, v in t.items()} for t in (loaded[0], tensors)]
-            if shapes[0] != shapes[1]:
-                raise ValueError(
-                    f"{path}: holds {shapes[1]}, but {shards[0]} holds {shapes[0]}; encode them alike"
-                )
-        self.latents = torch.cat([t["latents"] for t in loaded])
-        names = [k for k in loaded[0] if k.startswith(COND)]
-        self.cond = {k.removeprefix(COND): torch.cat([t[k] for t in loaded]) for k in names}
+        held = read_shards(shards)
+        self.latents = held["latents"]
+        self.cond = {k.removeprefix(COND): v for k, v in held.items() if k.startswith(COND)}
 
     def batch(self, step: int, total: int, part: slice) -> Pairs:
         draw = generator(self.seed, 21, step)
@@ -283,26 +260,6 @@ class CachedLatents:
         level = self.grid.at(n).level.broadcast(x0)
         cond = {k: placed(v, self.devices.get(k, self.device)) for k, v in take(self.cond, pick).items()}
         return Pairs(level.alpha * x0 + level.sigma * placed(noise, x0.device), n, cond, None)
-
-
-def write_shard(path: Path, latents: Tensor, cond: Cond) -> None:
-    """Write one shard of a data set: `latents [B, ...]` and encoded captions, batch first. A file that holds
-    the same already is left alone.
-    """
-    if len(latents) != size(cond):
-        raise ValueError(f"{path}: {len(latents)} latents but {size(cond)} captions")
-    tensors = {"latents": latents} | {COND + k: v for k, v in cond.items()}
-    if not path.is_file() or digest(load_tensors(path)[0]) != digest(tensors):
-        save_tensors(path, tensors, {"count": str(len(latents))})
-
-
-def digest(cond: Cond) -> str:
-    """A name for an encoded batch of prompts: equal for equal tensors."""
-    mixed = hashlib.sha256()
-    for name in sorted(cond):
-        mixed.update(f"{name} {cond[name].dtype} {tuple(cond[name].shape)}".encode())
-        mixed.update(cond[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return mixed.hexdigest()
 
 
 def eps_of(x: Tensor, x0: Tensor, level: Level) -> Tensor:

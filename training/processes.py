@@ -102,6 +102,21 @@ class Crew:
                     dist.broadcast(tensors[name].reshape(-1).view(torch.uint8), 0)
         return tensors, metadata
 
+    def agree(self, given: Mapping[str, str]) -> None:
+        """Check that every process was given the same. ValueError in all of them where one was not, and
+        in that one with the names of what differs.
+        """
+        _, first = self.told(lambda: ({}, dict(given)))
+        other = [name for name, value in given.items() if first.get(name) != value]
+        if self.least(int(not other)) == 0:
+            which = (
+                f"process {self.rank} has another {', '.join(other)}" if other else "another process has not"
+            )
+            raise ValueError(
+                f"every process needs the same inputs as the first, but {which}; start all of them with "
+                "the same command and the same files"
+            )
+
 
 ALONE = Crew()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,14 @@ from torch import Tensor, nn
 
 from .checkpoint import load_tensors, save_tensors, sweep
 from .config import DistillConfig
+from .optimizer import learning_rate
 from .processes import ALONE, Crew, Stored
 
 SAME = ("checkpointing", "compile")
 """Settings that change how a result is computed, and not the result."""
+RATES = ("steps", "warmup", "decay")
+"""Settings that decide nothing but the learning rates: a run may go on with others where those of the steps
+that are done stay the same."""
 BEFORE = {"consecutive": 1}
 """What checkpoints did that do not name a setting, where its default is another."""
 INT = ":int"
@@ -28,6 +32,34 @@ def approach(average: Mapping[str, Tensor], ahead: Mapping[str, Tensor], decay: 
     """`average <- decay average + (1 - decay) ahead`, in place, name by name."""
     for name, value in average.items():
         value.lerp_(ahead[name], 1 - decay)
+
+
+def check_rates(folder: Path, begun: DistillConfig, config: DistillConfig, done: int) -> None:
+    """Check that a run that was `begun` with other `steps`, `warmup` or `decay` may go on from `done` steps:
+    only if an unbroken run with these would have made the same steps. ValueError says how to train on.
+    """
+    if config.steps < done:
+        raise ValueError(
+            f"{folder}: holds a run of {done} steps, more than steps = {config.steps}; ask for {done} or "
+            "more, or choose another folder"
+        )
+    if _same_rates(begun, config, done):
+        return
+    changed = [name for name in RATES if getattr(begun, name) != getattr(config, name)]
+    kept, given = (", ".join(f"{name} = {getattr(of, name)}" for name in changed) for of in (begun, config))
+    refused = f"{folder}: holds {done} steps of a run with {kept}; {given} would have given them other rates"
+    if config.steps > begun.warmup and _same_rates(begun, replace(begun, steps=config.steps), done):
+        wanted = ", ".join(f"{name} = {getattr(begun, name)}" for name in changed if name != "steps")
+        raise ValueError(f"{refused}. Set {wanted} to train on to steps = {config.steps}")
+    resume = "train" if done == begun.steps else f"set {kept} to go on with it, or train"
+    raise ValueError(
+        f"{refused}: decay = {begun.decay} lowers the learning rate to 0 over all steps. What you can do: "
+        f"{resume} {config.steps} steps in another folder. A run with decay = constant may be trained on"
+    )
+
+
+def _same_rates(one: DistillConfig, other: DistillConfig, steps: int) -> bool:
+    return all(learning_rate(one, step) == learning_rate(other, step) for step in range(steps))
 
 
 class State:
@@ -86,12 +118,14 @@ class State:
         if before["batch"] * before["accumulation"] == now["batch"] * now["accumulation"]:
             # The same samples, cut otherwise: a run may go on in smaller parts on a smaller card.
             changed = [k for k in changed if k not in ("batch", "accumulation")]
-        if changed:
+        if not set(changed) <= set(RATES):
             raise ValueError(
                 f"{self.path.parent}: holds a run with other settings ({', '.join(changed)}); use the "
                 "same settings to resume, "
                 "or another folder"
             )
+        begun = DistillConfig.from_mapping({name: before[name] for name in now})
+        check_rates(self.path.parent, begun, self.config, progress["step"])
         wanted = {f"{group}/{k}": v for group, named in self.groups.items() for k, v in named.items()}
         shapes = {k: v.shape for k, v in tensors.items() if not k.startswith("optimizer/")}
         if shapes != {k: v.shape for k, v in wanted.items()}:

@@ -371,6 +371,25 @@ def embedded(name: str, prompts: str, **other: Any) -> dict[str, Any]:
     return {"lora": dict(lora), "path": path, "losses": [float(x) for x in losses["loss"]], "image": image}
 
 
+def inputs_of_the_command(prompts: list[str]) -> Any:
+    """What `tcd train --comfyui` notes of a run of the embedded model, in the size of the node's."""
+    import atexit
+
+    model, clip, vae, _ = run("TCD_EmbeddedModel", lora="none", batch_size=1)
+    headless = import_module(node("TCD_Distill").__module__.replace(".distill", ".headless"))
+    real, closing = atexit.register, []
+    atexit.register = closing.append
+    try:
+        opened = headless.Opened(model, clip, vae, (16, 16), "")
+        conds = opened.encode(prompts), opened.encode([""])
+        teacher = training("backbone").fingerprint(opened.backbone.network)
+        return training("inputs").inputs_of(teacher, opened.backbone.latent_shape, *conds)
+    finally:
+        atexit.register = real
+        for close in closing:
+            close()
+
+
 def messages(kind: str, name: str) -> list[str]:
     """All that the panel is told of a run in words."""
     monitor, told = pack("progress").Monitor, []

@@ -167,6 +167,9 @@ def test_a_run_with_other_settings_prompts_or_model_is_refused(inside: Inside):
         assert named in inside("refused", kind="sd3", name="mine", **given)["error"]
     other = inside("refused", kind="flux", name="mine")
     assert "another model" in other["error"] and other["changed"] == []
+    others = inside("text", kind="sd3", seed=4, count=3)
+    found = inside("refused", kind="sd3", name="mine", conditioning=others)
+    assert "holds a run with other prompts; " in found["error"] and found["changed"] == []
 
 
 def test_the_same_steps_from_smaller_forwards(inside: Inside):
@@ -244,6 +247,9 @@ def test_the_plan_is_made_for_the_free_memory(inside: Inside):
     [
         ({"run_name": "../up"}, "run_name"),
         ({"run_name": "a/b"}, "run_name"),
+        ({"run_name": "con"}, "Windows keeps for devices"),
+        ({"run_name": "Lpt1.v2"}, "Windows keeps for devices"),
+        ({"run_name": "a."}, "run_name"),
         ({"conditioning": None}, "no prompts"),
         ({"conditioning": None, "prompts": "a cat"}, "clip is not connected"),
         ({"negative": None}, "negative is not connected"),
@@ -257,6 +263,63 @@ def test_the_plan_is_made_for_the_free_memory(inside: Inside):
 def test_wrong_input_is_named(inside: Inside, given: dict[str, Any], named: str):
     found = inside("refused", kind="epsilon", name="wrong", **given)
     assert named in found["error"] and found["changed"] == [] and found["calls"] == 0
+
+
+def test_a_file_in_the_place_of_a_run_is_named(inside: Inside, home: Path):
+    (home / "output/tcd_training").mkdir(parents=True, exist_ok=True)
+    (home / "output/tcd_training/taken").write_text("not a folder")
+    found = inside("refused", kind="epsilon", name="taken")
+    assert "is there already and is no folder" in found["error"] and found["calls"] == 0
+
+
+def test_a_prompts_file_of_every_encoding_holds_the_same_prompts(inside: Inside, home: Path):
+    """By a run that goes on with each, and with no other."""
+    prompts = ["red hair, glasses", "hat"]
+    path = home / "input/prompts.txt"
+    path.parent.mkdir(exist_ok=True)
+    given = {"name": "texts", "cfg_min": 2.5, "cfg_max": 3.5, "steps": 1}
+    first = inside("embedded", prompts="\n".join(prompts), **given)
+    text = "\r\n".join([*prompts, "", ""])
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        path.write_bytes(text.encode(encoding))
+        again = inside("embedded", prompts="", prompts_file="prompts.txt", **given)
+        assert again["losses"] == first["losses"]
+    for wrong, said in (
+        (text.replace("hat", "glasses").encode(), "holds a run with other prompts; "),
+        (
+            "hat\r\n\u2019".encode("cp1252"),
+            "prompts_file prompts.txt, line 2: byte 6 (0x92) is not",
+        ),
+        (text.encode("utf-16-le"), "prompts_file prompts.txt, line 1: byte 2 is NUL"),
+        (b"\r\n", "prompts_file prompts.txt: no prompts in it"),
+    ):
+        path.write_bytes(wrong)
+        with pytest.raises(RuntimeError) as error:
+            inside("embedded", prompts="", prompts_file="prompts.txt", **given)
+        assert said in str(error.value)
+
+
+def test_a_run_of_the_node_is_one_of_the_command(inside: Inside, home: Path):
+    """What it was made from is called the same, so that either goes on with the other's run."""
+    prompts = ["red hair, glasses", "hat"]
+    inside("embedded", name="of both", prompts="\n".join(prompts), steps=1)
+    noted = json.loads((home / "output/tcd_training/of both/inputs.json").read_text())
+    assert inside("inputs_of_the_command", prompts=prompts) == noted
+
+
+def test_a_finished_run_trains_on(inside: Inside):
+    usual = {"trajectories": 4, "validation_prompts": 1, "validate_every": 2, "save_every": 1, "skip": 100}
+    more = "".join(f"{name} = {value}\n" for name, value in {**usual, "warmup": 0}.items())
+    constant = {"kind": "sd3", "settings": f"{more}decay = 'constant'"}
+    whole = inside("distilled", name="all at once", steps=4, **constant)
+    inside("distilled", name="in two", steps=2, **constant)
+    longer = inside("distilled", name="in two", steps=4, **constant)
+    assert longer["losses"] == whole["losses"] and len(longer["losses"]) == 4
+    a, b = load_file(whole["path"]), load_file(longer["path"])
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    inside("distilled", kind="sd3", name="a cosine", steps=2, settings=more)
+    found = inside("refused", kind="sd3", name="a cosine", steps=4, settings=more)
+    assert "train 4 steps in another folder" in found["error"] and "decay = constant" in found["error"]
 
 
 def test_images_to_images_are_refused(inside: Inside):
@@ -305,17 +368,35 @@ def test_faulty_pictures_are_named(inside: Inside, pictures: Path):
     Image.new("RGB", (30, 30)).save(pictures / "bare.png")
     Image.new("RGB", (30, 30)).save(pictures / "empty.png")
     (pictures / "empty.txt").write_text(" \n")
-    faults = ("broken.png: cannot be read", "small.png: 8x30", "bare.txt is missing", "empty.txt is empty")
+    for name, data in (
+        ("windows", "the girl\u2019s hat".encode("cp1252")),
+        ("bytes", "hat".encode("utf-16-le")),
+        ("powershell", "red hair,\r\nglasses\r\n".encode("utf-16")),
+    ):
+        Image.new("RGB", (30, 30)).save(pictures / f"{name}.png")
+        (pictures / f"{name}.txt").write_bytes(data)
+    faults = (
+        "windows.png: its caption windows.txt, line 1: byte 9 (0x92) is not UTF-8; save it as UTF-8",
+        "bytes.png: its caption bytes.txt, line 1: byte 2 is NUL",
+        "broken.png: cannot be read",
+        "small.png: 8x30",
+        "bare.txt is missing",
+        "empty.txt is empty",
+    )
     try:
         with pytest.raises(RuntimeError) as error:
             inside("dataset", folder="my pictures")
         assert all(fault in str(error.value) for fault in faults)
         data, report = inside("dataset", folder="my pictures", faulty="skip")
-        assert report.startswith("4 pictures, 4 left out") and all(fault in report for fault in faults)
-        assert load_file(data["shards"][0])["latents"].shape == (4, 8, 4, 4)
+        assert report.startswith("5 pictures, 6 left out") and all(fault in report for fault in faults)
+        made = Path(data["shards"][0])
+        assert load_file(made)["latents"].shape == (5, 8, 4, 4)
+        captions = [row[-1] for row in json.loads((made.parent / "dataset.json").read_text())["files"]]
+        assert captions == [*["hat", "red hair, glasses"] * 2, "red hair, glasses"]
     finally:
-        for name in ("broken.png", "small.png", "bare.png", "empty.png", "empty.txt"):
-            (pictures / name).unlink()
+        for path in pictures.iterdir():
+            if path.stem not in ("p0", "p1", "p2", "p3"):
+                path.unlink()
     with pytest.raises(RuntimeError, match="input folder"):
         inside("dataset", folder="../..")
 
@@ -343,7 +424,7 @@ def test_the_data_of_a_run_are_written_once_and_no_other_take_their_place(
     inside("from_dataset", folder="my pictures", name="kept pictures")
     assert data.stat().st_ino == file, "queued again, it is not written again"
     Image.new("RGB", (20, 18), (9, 250, 9)).save(pictures / "p0.png")
-    with pytest.raises(RuntimeError, match="a run with another dataset"):
+    with pytest.raises(RuntimeError, match="holds a run with another dataset"):
         inside("from_dataset", folder="my pictures", name="kept pictures")
     assert data.read_bytes() == written
 

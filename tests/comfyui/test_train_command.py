@@ -103,6 +103,46 @@ def test_an_interrupted_run_says_so_and_goes_on_with_the_same_command(shell: She
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_a_run_goes_on_with_the_inputs_it_had_alone(shell: Shell, whole: Path):
+    """And with their texts in another encoding: they are the same."""
+    (shell.folder / "others.txt").write_text("a cat\na cow\n")
+    (shell.folder / "same.txt").write_bytes("a cat\r\na dog\r\n".encode("utf-16"))
+    teacher = load_file(shell.folder / "my teacher.safetensors")
+    for name, value in teacher.items():
+        if name.startswith("model.diffusion_model."):
+            value *= 1.01
+    save_file(teacher, shell.folder / "other teacher.safetensors")
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    for changes, said in (
+        ({"prompts": "others.txt"}, "other prompts"),
+        ({"negative": "a cow"}, "another negative prompt"),
+        ({"checkpoint": "other teacher.safetensors"}, "another model"),
+    ):
+        status, _, error = shell.run("the whole run", **changes)
+        assert status == 2, error[-20:]
+        assert error[-1].startswith(
+            f"tcd: error: the whole run: holds a run with {said}; give it what it had"
+        )
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+    status, out, error = shell.run("the whole run", prompts="same.txt")
+    assert status == 0 and out[-1].startswith(f"done: {STEPS} steps"), error[-20:]
+
+
+def test_wrong_texts_and_places_are_named_before_the_model_is_loaded(shell: Shell):
+    (shell.folder / "windows.txt").write_bytes("a cat\r\nthe girl\u2019s hat".encode("cp1252"))
+    for changes, said in (
+        (
+            {"prompts": "windows.txt"},
+            "--prompts windows.txt, line 2: byte 16 (0x92) is not UTF-8; save it as",
+        ),
+        ({"out": "windows.txt"}, "is there already and is no folder"),
+    ):
+        status, _, error = shell.run(
+            changes.pop("out", "refused"), **changes, checkpoint="missing.safetensors"
+        )
+        assert status == 2 and said in error[-1], error[-20:]
+
+
 def test_a_file_that_holds_no_model_is_refused_by_name(shell: Shell):
     save_file({"weight": torch.ones(2)}, shell.folder / "no model.safetensors")
     (shell.folder / "no file.safetensors").write_bytes(b"a text, and not what it is called" * 9)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +309,31 @@ def test_the_command_writes_beside_the_file(file: Path, capsys: pytest.CaptureFi
     assert "nothing to change" in capsys.readouterr().out
 
 
+def test_a_graph_that_powershell_wrote_is_read(file: Path):
+    graph = json.loads(file.read_text("utf-8"))
+    out = {}
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        file.write_text(json.dumps(graph, ensure_ascii=False), encoding)
+        out[encoding] = file.with_name(f"{encoding}.json")
+        assert cli.main(["migrate-workflow", str(file), "--out", str(out[encoding])]) == 0
+    assert len({path.read_bytes() for path in out.values()}) == 1
+
+
+def test_graphs_are_migrated_without_torch(file: Path):
+    code = f"""
+import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
+spec = ModuleSpec("comfyui_tcd", None, is_package=True)
+spec.submodule_search_locations = [{str(ROOT)!r}]
+sys.modules[spec.name] = module_from_spec(spec)
+from comfyui_tcd import cli
+assert cli.main(["migrate-workflow", {str(file)!r}]) == 0
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 def test_the_input_is_written_over_only_when_asked(file: Path, capsys: pytest.CaptureFixture[str]):
     before = file.read_text("utf-8")
     assert cli.main(["migrate-workflow", str(file), "--out", str(file)]) == 2
@@ -327,7 +354,7 @@ def test_the_status_says_what_is_left(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x89PNG\r\n\x1a\n\xff", "is no text: open it in ComfyUI"),
+        (b"\x89PNG\r\n\x1a\n\xff", "A picture with a graph in it: open it in ComfyUI"),
         (b"{", "is no JSON"),
         (b"[1]", "is no graph"),
         (b"{}", "is no graph"),

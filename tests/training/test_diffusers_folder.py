@@ -15,9 +15,9 @@ from transformers import CLIPTextModel
 
 from comfyui_tcd.cli import main
 from comfyui_tcd.samplers import DiscreteSchedule
-from comfyui_tcd.training.checkpoint import load_tensors
+from comfyui_tcd.training.checkpoint import load_tensors, save_tensors
 from comfyui_tcd.training.config import DistillConfig
-from comfyui_tcd.training.diffusers_backbone import Opened, open_model, schedule_of
+from comfyui_tcd.training.diffusers_backbone import Opened, open_model, schedule_of, variant_of
 from comfyui_tcd.training.lora import merge_lora
 from comfyui_tcd.training.report import read_log
 from comfyui_tcd.training.run import train
@@ -66,6 +66,15 @@ def test_one_evaluation_is_diffusers_own(folders: dict[str, Path], kind: str):
         assert torch.allclose(x0, theirs, atol=1e-4 * float(theirs.abs().max()))
         alpha, sigma = (float(v) for v in now.level)
         assert torch.allclose(alpha * x0 + sigma * eps, x, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_negative_prompt_is_encoded_as_any_other(folders: dict[str, Path], kind: str):
+    found = teacher(folders[kind], negative=PROMPTS[2])
+    cond, uncond = found.encode(PROMPTS), found.encode(PROMPTS[2:])
+    assert cond.keys() == uncond.keys()
+    assert all(torch.allclose(value[2:], uncond[name], atol=1e-5) for name, value in cond.items())
+    assert not torch.allclose(cond["context"][:1], uncond["context"], atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -175,15 +184,106 @@ def test_wrong_folders_sizes_and_no_prompts_are_named(folders: dict[str, Path], 
         teacher(tmp_path)
     with pytest.raises(ValueError, match="multiples of 2"):
         teacher(folders["epsilon"], width=33)
-    with pytest.raises(ValueError, match="--prompts is needed"):
-        teacher(folders["epsilon"]).encode([])
+    for missing in ("stabilityai/sdxl-turbo", tmp_path / "no folder"):
+        with pytest.raises(ValueError, match=r"no such folder; a model of the hub .* hf download "):
+            teacher(Path(missing))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="is a file; give the folder of a pipeline"):
+        teacher(tmp_path / "model.safetensors")
 
 
-def test_pickles_are_not_read(folders: dict[str, Path], tmp_path: Path):
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model"])
+def test_pickles_are_not_read(folders: dict[str, Path], tmp_path: Path, part: str):
     copy = changed(folders["epsilon"], tmp_path / "other", "model_index.json")
-    weights = copy / "unet/diffusion_pytorch_model.safetensors"
+    weights = copy / f"{part}.safetensors"
     torch.save(load_tensors(weights)[0], weights.with_suffix(".bin"))
     weights.unlink()
-    found = teacher(copy)
-    with pytest.raises(OSError, match="safetensors"):
-        _ = found.backbone
+    with pytest.raises(ValueError, match=r"holds no \.safetensors file; .* pickles"):
+        teacher(copy)
+
+
+def evaluated(folder: Path, x: torch.Tensor) -> list[torch.Tensor]:
+    """The encoded prompts of a folder, what its network says of `x` under the first, and a picture of `x`."""
+    found = teacher(folder)
+    cond = found.encode(PROMPTS)
+    now = level(599.0)
+    with torch.no_grad():
+        said = found.backbone.predictor({k: v[:1] for k, v in cond.items()})(x, now, now)
+    return [*cond.values(), *found.encode([""]).values(), *said, found.backbone.decode(x)]
+
+
+@pytest.mark.parametrize("only", ["all", "unet", "text_encoder_2"])
+def test_a_folder_with_the_fp16_variant_alone_is_the_same_teacher(
+    folders: dict[str, Path], tmp_path: Path, only: str
+):
+    """As diffusers writes it; some on the hub have it of some parts only."""
+    whole, variant = folders["sdxl"], tmp_path / "variant"
+    tiny.opened(whole, "sdxl").save_pretrained(variant, variant="fp16")
+    parts = {path.parent.name for path in variant.rglob("*.fp16.safetensors")}
+    assert parts == {"unet", "vae", "text_encoder", "text_encoder_2"}
+    for part in parts - {only} if only != "all" else ():
+        for path in (variant / part).glob("*.safetensors"):
+            path.rename(path.with_name(path.name.replace(".fp16", "")))
+    x = torch.randn(1, 4, tiny.SIDE // 2, tiny.SIDE // 2, generator=torch.Generator().manual_seed(2))
+    pairs = zip(evaluated(whole, x), evaluated(variant, x), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_weights_of_16_bits_are_computed_with_in_32(folders: dict[str, Path], tmp_path: Path):
+    pipeline = tiny.opened(folders["epsilon"], "epsilon")
+    pipeline.to(torch.float16).save_pretrained(tmp_path, variant="fp16")
+    found = teacher(tmp_path)
+    assert {v.dtype for v in found.encode(PROMPTS).values()} == {torch.float32}
+    ours, theirs = found.backbone.network.state_dict(), pipeline.unet.state_dict()
+    assert all(torch.equal(ours[k], v.float()) and ours[k].dtype == torch.float32 for k, v in theirs.items())
+
+
+@pytest.mark.parametrize(
+    ("names", "variant"),
+    [
+        (["model.safetensors", "model.fp16.safetensors"], None),
+        (["model-00001-of-00002.safetensors", "model.fp16-00001-of-00002.safetensors"], None),
+        (["model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors"], "fp16"),
+        (["model-00001-of-00002.fp16.safetensors"], "fp16"),
+        (["model.bf16.safetensors"], "bf16"),
+        (["model.bf16.safetensors", "model.fp16.safetensors"], "fp16"),
+    ],
+)
+def test_plain_weights_come_before_a_variant(tmp_path: Path, names: list[str], variant: str | None):
+    for name in names:
+        (tmp_path / name).touch()
+    assert variant_of(tmp_path) == variant
+
+
+def test_a_run_goes_on_with_the_inputs_it_had_alone(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    prompts, others = tmp_path / "prompts.txt", tmp_path / "others.txt"
+    prompts.write_text("a cat\na dog\n")
+    others.write_text("a cat\na cow\n")
+    other = changed(folders["epsilon"], tmp_path / "other", "model_index.json")
+    weights = other / "unet/diffusion_pytorch_model.safetensors"
+    save_tensors(weights, {k: 1.01 * v for k, v in load_tensors(weights)[0].items()}, {})
+    usual = {
+        "diffusers": folders["epsilon"], "prompts": prompts, "negative": "hats", "out": tmp_path / "out",
+        "steps": 2, "batch": 2, "rank": 2, "skip": 200, "trajectories": 2, "validation-prompts": 1,
+    }  # fmt: skip
+
+    def run(**changes: Any) -> tuple[int, str]:
+        given = {**usual, **changes}
+        status = main(["train", *(str(part) for k, v in given.items() for part in (f"--{k}", v))])
+        return status, capsys.readouterr().err
+
+    assert run()[0] == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    for changes, said in (
+        ({"prompts": others}, "holds a run with other prompts; "),
+        ({"negative": "a hat"}, "holds a run with another negative prompt; "),
+        ({"diffusers": other}, "holds a run with another model; "),
+        ({"width": 64, "prompts": others}, "with other prompts and another size; "),
+    ):
+        status, told = run(**changes)
+        assert status == 2 and said in told and str(tmp_path / "out") in told, told
+    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+    prompts.write_bytes("a cat\r\n\r\na dog".encode("utf-16"))  # the same prompts
+    assert run()[0] == 0

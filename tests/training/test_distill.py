@@ -37,9 +37,10 @@ from comfyui_tcd.training.config import DistillConfig
 from comfyui_tcd.training.distill import BEST, CHECKPOINT, LORA, Student, distill, student_on
 from comfyui_tcd.training.lora import load_lora, merge_lora
 from comfyui_tcd.training.objective import Batch, Links, draw_times, tcd_loss
-from comfyui_tcd.training.pairs import CachedLatents, Source, generator, write_shard
+from comfyui_tcd.training.pairs import CachedLatents, Source, generator
 from comfyui_tcd.training.report import Validation, read_log
 from comfyui_tcd.training.run import estimate, forwards_of, train
+from comfyui_tcd.training.shards import write_shard
 from comfyui_tcd.training.unet_layers import diffusers_names
 
 

@@ -26,7 +26,8 @@ from comfyui_tcd.training.objective import (
     tcd_loss,
     teacher_predictor,
 )
-from comfyui_tcd.training.pairs import CachedLatents, generator, write_shard
+from comfyui_tcd.training.pairs import CachedLatents, generator
+from comfyui_tcd.training.shards import write_shard
 
 STD = 0.5  # of the data, as in method.md; without a prompt it is wider
 W_MEAN = 0.75

@@ -15,6 +15,7 @@ from tiny import Scalar, TinyUNet, fingerprint, prompts, settings
 from torch import Tensor, nn
 
 from comfyui_tcd.training.about import about, family
+from comfyui_tcd.training.backbone import digest
 from comfyui_tcd.training.checkpoint import load_tensors, save_tensors
 from comfyui_tcd.training.formats import open_lora
 from comfyui_tcd.training.lora import (
@@ -31,7 +32,6 @@ from comfyui_tcd.training.lora import (
     told_of_ranks,
 )
 from comfyui_tcd.training.lora_report import lines
-from comfyui_tcd.training.pairs import digest
 from comfyui_tcd.training.unet_layers import ARCHITECTURES, SD15, Architecture, diffusers_names, layers
 
 

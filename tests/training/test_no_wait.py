@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from comfyui_tcd.training import distill as loop
 from comfyui_tcd.training.config import DistillConfig
 from comfyui_tcd.training.distill import distill, student_on
-from comfyui_tcd.training.pairs import CachedLatents, Source, write_shard
+from comfyui_tcd.training.pairs import CachedLatents, Source
+from comfyui_tcd.training.shards import write_shard
 
 FAR = torch.device("meta")
 aten = torch.ops.aten

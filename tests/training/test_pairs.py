@@ -22,8 +22,8 @@ from comfyui_tcd.training.pairs import (
     eps_of,
     generator,
     roll_out,
-    write_shard,
 )
+from comfyui_tcd.training.shards import write_shard
 
 EVERY = slice(None)
 

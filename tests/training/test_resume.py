@@ -31,9 +31,10 @@ from tiny import (
 
 from comfyui_tcd.training.checkpoint import load_tensors, save_tensors, write_text
 from comfyui_tcd.training.distill import BEST, CHECKPOINT, LORA, Student, distill, student_on
-from comfyui_tcd.training.pairs import CachedLatents, Source, generator, write_shard
+from comfyui_tcd.training.pairs import CachedLatents, Source, generator
 from comfyui_tcd.training.processes import Crew
 from comfyui_tcd.training.report import Validation, read_log
+from comfyui_tcd.training.shards import write_shard
 from comfyui_tcd.training.state import State
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="fork and resource limits are POSIX")
@@ -64,9 +65,9 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def go(name: str, folder: Path, on_step: Callable[[int, float], None] | None = None) -> None:
-    """One of RUNS, with validations."""
-    changes = dict(RUNS[name])
+def go(name: str, folder: Path, on_step: Callable[[int, float], None] | None = None, **changed: Any) -> None:
+    """Run one of RUNS, with validations and `changed` settings."""
+    changes = {**RUNS[name], **changed}
     real = changes.pop("source", None) == "latents"
     config, backbone = settings(**changes, validate_every=2), tinier()
     source: Source = latents(folder.parent, config) if real else data_free(backbone, config, folder)
@@ -109,6 +110,62 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path):
     again = run_tinier(settings(), tmp_path, on_step=refuse)
     assert again == first
     assert (tmp_path / LORA).is_file()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_finished_run_trains_on_bit_for_bit_as_one_of_all_steps(tmp_path: Path, name: str):
+    """Four steps, then eight, with a stop at the sixth: weights, averages, optimizer, log, best."""
+    go(name, tmp_path / "whole", steps=8, decay="constant")
+    go(name, tmp_path / "on", steps=4, decay="constant")
+    assert not same_run(tmp_path / "on", tmp_path / "whole")
+    with pytest.raises(Stop):
+        go(name, tmp_path / "on", stop_at(6), steps=8, decay="constant")
+    go(name, tmp_path / "on", steps=8, decay="constant")
+    assert same_run(tmp_path / "on", tmp_path / "whole")
+    logs = [read_log(tmp_path / folder / "log.jsonl") for folder in ("on", "whole")]
+    assert logs[0] == logs[1] and [record["step"] for record in logs[0]] == list(range(1, 9))
+    best = [load_tensors(tmp_path / folder / BEST) for folder in ("on", "whole")]
+    assert best[0][0].keys() == best[1][0].keys()
+    assert all(torch.equal(v, best[1][0][k]) for k, v in best[0][0].items())
+
+
+def test_a_run_that_is_stopped_in_its_warm_up_may_become_longer(tmp_path: Path):
+    """Until then the rates do not depend on the number of steps, also with a cosine."""
+    for name, steps in (("on", 6), ("whole", 9)):
+        with pytest.raises(Stop):
+            run_tinier(settings(warmup=3, steps=steps), tmp_path / name, on_step=stop_at(3))
+    assert not same_run(tmp_path / "on", tmp_path / "whole"), "one says 6 steps, the other 9"
+    for name in ("on", "whole"):
+        run_tinier(settings(warmup=3, steps=9), tmp_path / name)
+    assert same_run(tmp_path / "on", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("begun", "done", "then", "said"),
+    [
+        ({}, 6, {"steps": 8}, "What you can do: train 8 steps in another folder"),
+        ({}, 6, {"steps": 8, "decay": "constant"}, "decay = cosine lowers the learning rate to 0"),
+        ({}, 4, {"steps": 8}, "set steps = 6 to go on with it, or train 8 steps in another folder"),
+        ({"decay": "constant"}, 6, {"steps": 8, "warmup": 4}, "Set warmup = 2 to train on to steps = 8"),
+        ({"decay": "constant"}, 6, {"steps": 8, "decay": "cosine"}, "Set decay = constant to train on"),
+        ({"decay": "constant"}, 6, {"steps": 4}, "holds a run of 6 steps, more than steps = 4; ask for 6 or"),
+        ({}, 6, {"steps": 5}, "holds a run of 6 steps, more than steps = 5"),
+        ({"decay": "constant"}, 6, {"steps": 8, "seed": 3}, r"other settings \(steps, seed\)"),
+    ],
+)
+def test_more_steps_with_other_rates_for_those_done_are_refused_with_the_way_out(
+    tmp_path: Path, begun: dict[str, Any], done: int, then: dict[str, Any], said: str
+):
+    if done < settings().steps:
+        with pytest.raises(Stop):
+            run_tinier(settings(**begun), tmp_path, on_step=stop_at(done))
+    else:
+        run_tinier(settings(**begun), tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=said) as error:
+        run_tinier(settings(**{**begun, **then}), tmp_path)
+    assert str(error.value).startswith(str(tmp_path))
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def test_steps_after_the_checkpoint_are_made_again(tmp_path: Path):
@@ -303,6 +360,18 @@ def test_processes_share_a_run_and_the_weights_are_those_of_one(tmp_path: Path, 
     assert 0 < seen["lost at"] < 6
     for name in ("two", "changed", "lost"):
         assert_near_run(tmp_path / "alone", tmp_path / name)
+
+
+@posix
+def test_processes_train_on_and_agree_on_the_inputs(tmp_path: Path, worker: Ask):
+    seen = worker(tmp_path, "inputs")
+    assert_near_run(tmp_path / "alone", tmp_path / "on")
+    for folder, said in zip(("on", "elsewhere"), seen["changed"], strict=True):
+        assert said.startswith(f"ValueError: {tmp_path / folder}: holds a run with other prompts; give it")
+    assert "process 1 has another prompts;" in seen["unlike"][1]
+    assert "but another process has not;" in seen["unlike"][0]
+    assert all(told.startswith("ValueError: every process needs the same inputs") for told in seen["unlike"])
+    assert seen["same"] == ["", ""]
 
 
 @posix

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,16 @@ def test_two_processes_of_torchrun_make_the_lora_of_one(tmp_path: Path, alone: P
     assert_near_run(alone, folder)
     tensors, about = load_tensors(folder / LORA)
     assert tensors.keys() == load_tensors(alone / LORA)[0].keys() and about["ss_output_name"] == "two of them"
+
+
+def test_two_processes_refuse_what_was_not_the_runs(tmp_path: Path, alone: Path):
+    folder = shutil.copytree(alone, tmp_path / "run")
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    command = ["-m", "comfyui_tcd.cli", *arguments(folder), "--negative", "hat"]
+    status, out, error = ended(launched(tmp_path, *command))
+    assert status != 0 and not out
+    assert f"tcd: error: {folder}: holds a run with another negative prompt; " in error, error[-3000:]
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
 def test_a_lost_process_ends_the_job_which_one_alone_goes_on_with(tmp_path: Path, alone: Path):

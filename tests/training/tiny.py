@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from comfyui_tcd.embedded.unet import UNet, UNetConfig
 from comfyui_tcd.samplers import DiscreteSchedule, Point, Predict, Schedule, placed, to_x0_eps
-from comfyui_tcd.training.backbone import Cond
+from comfyui_tcd.training.backbone import Cond, digest
 from comfyui_tcd.training.checkpoint import load_tensors
 from comfyui_tcd.training.config import DistillConfig
 from comfyui_tcd.training.distill import CHECKPOINT, LORA, Outcome, Student, distill, student_on
 from comfyui_tcd.training.objective import TimeGrid
-from comfyui_tcd.training.pairs import OnPairs, Source, Trajectories, digest
+from comfyui_tcd.training.pairs import OnPairs, Source, Trajectories
 from comfyui_tcd.training.processes import ALONE, Crew
 from comfyui_tcd.training.report import read_log
 

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from tiny import Stop, prompts, run_tinier, settings, stop_at, tinier, uncond  #
 from comfyui_tcd.training.checkpoint import load_tensors, save_tensors  # noqa: E402
 from comfyui_tcd.training.config import DistillConfig  # noqa: E402
 from comfyui_tcd.training.distill import CHECKPOINT, LORA  # noqa: E402
+from comfyui_tcd.training.inputs import check_inputs  # noqa: E402
 from comfyui_tcd.training.memory import plans  # noqa: E402
 from comfyui_tcd.training.processes import Crew  # noqa: E402
 from comfyui_tcd.training.run import needs, train  # noqa: E402
@@ -268,7 +270,45 @@ def memory(folder: Path) -> dict[str, Any]:
     return seen
 
 
-SCENES = {"memory": memory, "kill": kill, "publish": publish, "full": full, "crew": crew}
+def told(given: list[dict[str, str]], folders: list[Path], rank: int, meeting: Path, answer: int) -> None:
+    """One process of two that checks its inputs as `tcd train` does; tells how that ended."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    end, mine = "", Crew(rank, 2)
+    try:
+        mine.agree(given[rank])
+        check_inputs(folders[rank], given[rank], mine)
+    except ValueError as error:
+        end = f"ValueError: {error}"
+    dist.destroy_process_group()
+    os.write(answer, end.encode())
+    os.close(answer)
+
+
+def inputs(folder: Path) -> dict[str, Any]:
+    """A run by two, of half the steps and then of all; and what two processes say of inputs that are not
+    those of that run, or not alike.
+    """
+    config = settings(decay="constant", batch=2, learning_rate=1e-4, save_every=2)
+    finished(fork(partial(run_tinier, config, folder / "alone")))
+    together(replace(config, steps=3), folder / "on", 2)
+    together(config, folder / "on", 2, lost=10**6)
+    (folder / "on/inputs.json").write_text(json.dumps({"model": "m", "prompts": "p"}))
+    cases = {"same": ("p", "p"), "changed": ("q", "q"), "unlike": ("p", "q")}
+    seen: dict[str, Any] = {}
+    for name, prompts_of in cases.items():
+        given = [{"model": "m", "prompts": text} for text in prompts_of]
+        folders = [folder / "on", folder / "elsewhere"]
+        meeting, pipes = folder / f"{name}.meeting", [os.pipe() for _ in given]
+        pids = [fork(partial(told, given, folders, i, meeting, pipes[i][1])) for i in range(2)]
+        for pid in pids:
+            finished(pid)
+        for _, write in pipes:
+            os.close(write)
+        seen[name] = [os.read(read, 1 << 16).decode() for read, _ in pipes]
+    return seen
+
+
+SCENES = {"inputs": inputs, "memory": memory, "kill": kill, "publish": publish, "full": full, "crew": crew}
 
 
 def main() -> None:
