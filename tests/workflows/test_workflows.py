@@ -225,6 +225,23 @@ def test_faults_are_found():
     assert "is not connected" in breach(lambda nodes, _: nodes["VAEDecode"]["inputs"][0].update(link=None))[0]
     assert breach(lambda _, bad: bad["links"][0].__setitem__(5, "VAE"))
     assert "not there" in breach(lambda _, bad: bad["links"][0].__setitem__(3, 99))[0]
+    assert "outputs are" in breach(lambda nodes, _: nodes["TCD_LoraLoader"]["outputs"].pop())[0]
+    for node in ("CLIPTextEncode", "TCD_KSampler"):
+        assert "outputs are" in breach(lambda nodes, _, node=node: nodes[node]["outputs"].clear())[0]
+
+
+def test_files_fit_hosts_whose_savers_return_what_they_take_and_those_whose_savers_return_nothing():
+    good = read(FOLDER / "tcd-sdxl-text-to-image.json")
+    saver = next(node for node in good["nodes"] if node["type"] == "SaveImage")
+    newer = {**INFO, "SaveImage": {**INFO["SaveImage"], "output": ["IMAGE"], "output_name": ["images"]}}
+    older = {**INFO, "SaveImage": {**INFO["SaveImage"], "output": [], "output_name": []}}
+    assert faults(good, newer) == faults(good, older) == []
+    saver["outputs"] = [{"name": "images", "type": "IMAGE", "links": []}]
+    assert faults(good, newer) == []
+    assert "outputs are" in faults(good, older)[0]
+    other = {**INFO, "SaveImage": {**INFO["SaveImage"], "output": ["MASK"], "output_name": ["images"]}}
+    saver["outputs"] = []
+    assert "outputs are" in faults(good, other)[0]
 
 
 def test_there_is_room_for_what_the_page_draws_on_the_nodes():
