@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..training.formats import Layer, LoraFile, open_lora
 from ..training.known_loras import advice
+from ..training.lora_bases import named
 from ..training.lora_report import base, key_format, recommended, remarks, span
 from .api import prompt_server, schema
 from .splus import attach
@@ -26,17 +27,6 @@ log = logging.getLogger("comfyui_tcd")
 KEPT_FILES = 2
 _files: OrderedDict[tuple[str, int, int], LoraFile] = OrderedDict()
 
-# ComfyUI's classes of models by the names of `unet_layers`; others are called as ComfyUI does.
-MODELS = {
-    "SD15": "SD 1.5",
-    "SD15_instructpix2pix": "SD 1.5",
-    "SD20": "SD 2.x",
-    "SD21UnclipL": "SD 2.x",
-    "SD21UnclipH": "SD 2.x",
-    "SDXL_instructpix2pix": "SDXL",
-    "SDXLRefiner": "SDXL refiner",
-    "SSD1B": "SSD-1B",
-}
 FIRST = ("conv_in", "input_blocks.0.0")
 """The only layer whose shape inpaint and edit models change."""
 SUFFIXES = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight"}
@@ -115,9 +105,15 @@ def _same(patch: Any, down: Tensor) -> bool:
     return isinstance(there, Tensor) and there.shape == down.shape and torch.equal(there.to(down), down)
 
 
+def model_name(model: Any) -> str:
+    """Call a MODEL as `lora_bases` does, or as ComfyUI's class where that does not know it."""
+    kind = type(model.model.model_config).__name__
+    return named(kind) or kind
+
+
 def apply(model: Any, clip: Any, file: LoraFile, strength: float) -> tuple[Any, Any, list[str]]:
     """(MODEL, CLIP, report lines). ValueError names the file, what it is, and what to do."""
-    name, kind = file.path.name, type(model.model.model_config).__name__
+    name, kind = file.path.name, model_name(model)
     is_for = f"a LoRA for {base(file)}" if file.bases else "a LoRA for a model that is not known"
     try:
         key_map = comfy.lora.model_lora_keys_unet(model.model, {})
@@ -128,11 +124,10 @@ def apply(model: Any, clip: Any, file: LoraFile, strength: float) -> tuple[Any, 
             te = match(te.left, comfy.lora.model_lora_keys_clip(stage, {}), stage.state_dict())
     except ValueError as error:
         raise ValueError(
-            f"{name}: {is_for}, but the model is {MODELS.get(kind, kind)}; {error}. "
-            "Load it with a model that it was made for"
+            f"{name}: {is_for}, but the model is {kind}; {error}. Load it with a model that it was made for"
         ) from error
     if not unet.targets and not te.targets:
-        count = f"none of its {len(file.layers)} layers is in this model ({MODELS.get(kind, kind)})"
+        count = f"none of its {len(file.layers)} layers is in this model ({kind})"
         if not file.unet:
             count = "it has layers of text encoders only; connect CLIP"
         raise ValueError(f"{name}: {is_for}, {key_format(file)} keys; {count}")

@@ -90,6 +90,7 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: set[str], project: di
         expected.update(p for p in (ROOT / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     for pattern in ("*.html", "*.json"):
         expected.update((ROOT / "embedded").glob(pattern))
+    expected.add(ROOT / "training" / "base_models.json")
     missing = {f"{PACK}/{p.relative_to(ROOT).as_posix()}" for p in expected} - wheel
     assert missing == set()
 

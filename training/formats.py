@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from .checkpoint import load_tensors
+from .lora_bases import base_names
 from .lora_content import check_content, what_tensors
 from .lora_keys import (
     FORMATS,
-    OTHER_MODELS,
     WEIGHTS,
     Format,
     key,
@@ -35,13 +35,12 @@ from .lora_keys import (
 )
 from .splus import PREFIX as TARGET_EMBEDDING
 from .text import read_text
-from .unet_layers import ARCHITECTURES, SD2, SDXL, SSD1B, Architecture
+from .unet_layers import ARCHITECTURES, SD2, Architecture
 
 __all__ = ["FORMATS", "Layer", "LoraFile", "convert", "open_lora"]
 
 # Metadata about bytes that a conversion changes, and about the alpha that it puts elsewhere.
 _STALE = ("lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
-_COARSE = re.compile(r"^(?:down_blocks\.2|input_blocks\.[78])\..*transformer_blocks\.(\d+)\.")
 _PLAIN = {"down", "up", "alpha"}
 _MODELS = {"unet": "unet.", "te1": "text_encoder.", "te2": "text_encoder_2."}
 
@@ -120,32 +119,13 @@ class LoraFile:
 
     @cached_property
     def bases(self) -> list[str]:
-        """The models it fits by names and shapes; else what its names or widths point to; else nothing."""
-        unet = [layer for layer in self.unet if layer.known]
-        if 2 * len(unet) < len(self.unet):
-            raw = "\n".join(layer.raw for layer in self.unet)
-            return next(([name] for pattern, name in OTHER_MODELS if re.search(pattern, raw, re.M)), [])
-        fitting = [a.name for a in ARCHITECTURES if unet and all(_fits(layer, a) for layer in unet)]
-        if SDXL.name in fitting and SSD1B.name in fitting:
-            # SSD-1B is a part of SDXL, and few LoRAs of SDXL go just as deep.
-            depths = {int(m[1]) for x in unet if (m := _COARSE.search(x.name))}
-            fitting.remove(SDXL.name if max(depths, default=0) == 3 else SSD1B.name)
-        if fitting:
-            return fitting
-        widths = {x.shape[1] for x in unet if x.shape and re.search(r"attn2\.to_[kv]$", x.name)}
-        return next(([f"a variant of {a.name}"] for a in ARCHITECTURES if widths == {a.context}), [])
+        """The models it may be for, by names and shapes and what the metadata says; [] if unknown."""
+        return base_names(self.unet, self.metadata)
 
     @property
     def architecture(self) -> Architecture | None:
         """Of the UNet it fits; where it fits more than one, they share their names."""
         return next((a for a in ARCHITECTURES if a.name in self.bases), None)
-
-
-def _fits(layer: Layer, unet: Architecture) -> bool:
-    row = table(unet).get(layer.name)
-    if row is None:
-        return False
-    return layer.shape is None or layer.shape == (row.shape[0], math.prod(row.shape[1:]))
 
 
 def open_lora(path: Path) -> LoraFile:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .formats import LoraFile
+from .lora_bases import family
 
 
 class Advice(NamedTuple):
@@ -57,7 +58,7 @@ KNOWN: tuple[Known, ...] = (
     ),
     Known(
         r"hyper-flux.*\b(?P<n>\d+)-?steps\b",
-        ("Flux or similar",),
+        ("Flux",),
         Advice("Hyper-SD", 8, 1, 0.0, "this number of steps; Flux guidance 3.5", _HYPER, strength=0.125),
     ),
     Known(
@@ -114,7 +115,7 @@ def advice(file: LoraFile) -> Advice | None:
     name = re.sub(r"[^a-z0-9]+", "-", f"{file.path.parent.name}/{file.path.name}".lower())
     for row in KNOWN:
         found = re.search(row.words, name)
-        if found and set(row.bases) & set(file.bases):
+        if found and set(row.bases) & {x for name in file.bases for x in (name, family(name))}:
             steps = found.groupdict().get("n")
             return row.advice._replace(steps=int(steps)) if steps else row.advice
     return None

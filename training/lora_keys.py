@@ -92,15 +92,6 @@ _TE_LAYER = re.compile(
     r"^text_model_encoder_layers_(\d+)_(self_attn|mlp)_(q_proj|k_proj|v_proj|out_proj|fc1|fc2)$"
 )
 _TE_OLD = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
-# Models that are no such UNet, by the names of their blocks.
-OTHER_MODELS = (
-    (r"motion_modules|temporal_transformer", "AnimateDiff motion module"),
-    (r"single_transformer_blocks|single_blocks", "Flux or similar"),
-    (r"joint_blocks|context_block|attn[._]add_[qkv]_proj", "SD3"),
-    (r"transformer_blocks[._]\d+[._]img_m", "Qwen-Image"),
-    (r"(^|[._])blocks[._]\d+[._](cross|self)_attn", "Wan"),
-    (r"adaln_single", "PixArt"),
-)
 
 
 def split(text: str) -> tuple[str, str] | None:

@@ -8,15 +8,17 @@ from collections.abc import Iterable
 
 from .formats import FORMATS, LoraFile
 from .known_loras import Advice, advice
+from .lora_bases import contradiction, said
 
 # What the LCM recipe adapts, and the published LCM and TCD LoRAs with it: at rank 64, without text encoders.
 _PUBLISHED = re.compile(r"(conv1|in_layers\.2|downsamplers\.0\.conv|0\.op|time_emb_proj|emb_layers\.1)$")
 
 
 def base(file: LoraFile) -> str:
-    """The model it is for, in words."""
-    if not file.bases and "tcd.teacher" in file.metadata:
-        return f"{file.metadata['tcd.teacher']} (by its metadata)"
+    """Say in words which models it may be for."""
+    told = said(file.metadata) or file.metadata.get("tcd.teacher")
+    if not file.bases and told:
+        return f"{told} (by its metadata)"
     return " or ".join(file.bases) or "unknown"
 
 
@@ -46,6 +48,8 @@ def remarks(file: LoraFile) -> list[str]:
     found: list[str] = []
     if file.needs_target:
         found.append("TCF(S+) student: works with TCD Sampler and tcd_sss only, which tell it the time s")
+    if other := contradiction(file.bases, file.metadata):
+        found.append(f"the metadata names {other}, which these layers are not of")
     others = [k for k in file.extra if not k.startswith("tcd_s_embed.")]
     if others:
         found.append(f"{len(others)} tensors belong to no layer, such as {others[0]}")

@@ -120,8 +120,9 @@ def test_a_lora_of_another_base_is_refused(inside: Inside, loras: Path, of: str,
 
 
 def test_a_lora_of_which_nothing_is_in_the_model_is_refused(inside: Inside, loras: Path):
-    base = "transformer.single_transformer_blocks.0.attn.to_q"
-    write(loras / LORA, {f"{base}.lora_{x}.weight": torch.ones(2, 2) for x in "AB"})
+    base = "lora_unet_double_blocks_18_txt_mod_lin"
+    up, down = torch.ones(18432, 1), torch.ones(1, 3072)
+    write(loras / LORA, {f"{base}.lora_up.weight": up, f"{base}.lora_down.weight": down})
     error = inside("load", base="SD 1.5", name=LORA)["error"]
     assert LORA in error and "Flux" in error and "none of its 1 layers" in error and "SD 1.5" in error
 

@@ -210,23 +210,10 @@ def test_part_of_the_layers_may_fit_more_than_one_base(
     assert opened(kohya(adapters(unets[0], only=unets[1]))).bases == base
 
 
-@pytest.mark.parametrize(
-    ("keys", "base"),
-    [
-        (["lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_single_blocks_0_linear1"], "Flux or similar"),
-        (["transformer.single_transformer_blocks.0.attn.to_q"], "Flux or similar"),
-        (["transformer.transformer_blocks.0.attn.add_k_proj"], "SD3"),
-        (["lora_unet_joint_blocks_0_context_block_attn_qkv"], "SD3"),
-        (["diffusion_model.blocks.0.cross_attn.k"], "Wan"),
-        (["down_blocks.0.motion_modules.0.temporal_transformer.proj_in"], "AnimateDiff motion module"),
-    ],
-)
-def test_other_models_are_known_by_their_blocks(opened: Write, keys: list[str], base: str):
-    tensors = {f"{k}.lora_{x}.weight": torch.randn(8, 8) for k in keys for x in ("A", "B")}
-    file = opened(tensors)
-    assert file.bases == [base]
+def test_layers_of_other_models_have_no_other_names(opened: Write):
+    tensors = {f"diffusion_model.blocks.0.cross_attn.k.lora_{x}.weight": torch.randn(8, 8) for x in "AB"}
     with pytest.raises(ValueError, match="name in other formats is unknown"):
-        convert(file, "kohya")
+        convert(opened(tensors), "kohya")
 
 
 def test_other_widths_are_unknown(opened: Write):

@@ -46,8 +46,11 @@ def test_known_files(tmp_path: Path, name: str, unet: Architecture, steps: int, 
 
 
 def test_hyper_for_flux(tmp_path: Path):
-    base = "transformer.single_transformer_blocks.0.attn.to_q"
-    tensors = {f"{base}.lora_{x}.weight": torch.ones(2, 2) for x in "AB"}
+    tensors = {
+        f"transformer.single_transformer_blocks.{i}.attn.to_q.lora_{x}.weight": torch.ones(shape)
+        for i in range(38)
+        for x, shape in (("A", (1, 3072)), ("B", (3072, 1)))
+    }
     tip = advice(open_lora(write(tmp_path / "Hyper-FLUX.1-dev-8steps-lora.safetensors", tensors)))
     assert tip is not None and (tip.steps, tip.strength) == (8, 0.125) and "strength 0.125" in str(tip)
 
