@@ -191,6 +191,69 @@ def refused(kind: str, name: str, break_at: str = "", **other: Any) -> dict[str,
     }
 
 
+CANCELLED_STEPS = 4
+
+
+def cancelled(phase: str, kind: str, name: str) -> dict[str, Any]:
+    """A run in which Cancel is pressed in the middle of a phase, and the same run queued again.
+
+    The host raises the interrupt where it next looks: 0.33 in any operator, also within a backward pass,
+    older ones when the model is called.
+    """
+    import comfy.model_management as management
+
+    patcher = base(kind).clone()
+    with torch.inference_mode():
+        management.load_models_gpu([patcher])
+    before, pressed = state(patcher), [0]
+    more = 'checkpointing = "blocks"'
+    given_: dict[str, Any] = {"patcher": patcher, "steps": CANCELLED_STEPS, "more": more}
+
+    def press(*_: Any) -> None:
+        pressed[0] += 1
+        # Not the first time, so that there is something to lose; only the last step is validated.
+        if pressed[0] == (1 if phase == "validation" else 2):
+            management.interrupt_current_processing(True)
+
+    owner, attribute, real = moment(phase)
+
+    def pressing(*args: Any, **kwargs: Any) -> Any:
+        if phase != "backward":
+            press()
+            return real(*args, **kwargs)
+        out = real(*args, **kwargs)
+        if out.requires_grad:  # the student's: pressed when its gradient comes back
+            out.register_hook(press)
+        return out
+
+    setattr(owner, attribute, pressing)
+    try:
+        run("TCD_Distill", **given(kind, name, **given_))
+        error = ""
+    except BaseException as caught:
+        error = f"{type(caught).__name__}: {caught}"
+    finally:
+        setattr(owner, attribute, real)
+        management.interrupt_current_processing(False)
+    changed = [k for k in before if before[k] != state(patcher)[k]]
+    kept = len(training("report").read_log(Path(pack("runs").run_folder(name)) / "log.jsonl"))
+    path = run("TCD_Distill", **given(kind, name, **given_))[2]
+    return {"error": error, "pressed": pressed[0], "changed": changed, "kept": kept, "path": path}
+
+
+def moment(phase: str) -> tuple[Any, str, Any]:
+    """The function of a run in which Cancel is pressed: its owner, its name, itself."""
+    backbone, distill = pack("backbone").HostBackbone, training("distill")
+    owner, name = {
+        "pairs": (training("pairs").Trajectories, "batch"),
+        "student": (training("objective").Links, "loss"),
+        "backward": (backbone, "_apply"),
+        "validation": (distill, "write_png"),
+        "saving": (training("state").State, "save"),
+    }[phase]
+    return owner, name, getattr(owner, name)
+
+
 def planned(free: int, kind: str = "epsilon") -> str:
     """The plan that the node shows, with so many bytes free; -1 and -2: of the second and the last plan."""
     distill, memory, run_of = pack("distill"), training("memory"), training("run")
@@ -400,6 +463,47 @@ def messages(kind: str, name: str) -> list[str]:
     finally:
         monitor.send = real
     return told
+
+
+def started_fast(kind: str, name: str, features: list[str]) -> dict[str, Any]:
+    """`messages` of a ComfyUI started with these of --fast, and whether float16 is summed in 16 bits."""
+    from comfy.cli_args import PerformanceFeature, args
+
+    matmul, was, seen = torch.backends.cuda.matmul, args.fast, []
+    backbone = pack("backbone").HostBackbone
+    real = backbone._apply
+
+    def look(self: Any, *given: Any) -> Tensor:
+        seen.append(matmul.allow_fp16_accumulation)
+        return real(self, *given)
+
+    args.fast, matmul.allow_fp16_accumulation = {PerformanceFeature(f) for f in features}, True
+    backbone._apply = look
+    try:
+        told = messages(kind, name)
+        after = matmul.allow_fp16_accumulation
+    finally:
+        args.fast, matmul.allow_fp16_accumulation, backbone._apply = was, False, real
+    return {"messages": told, "accumulates": [True, any(seen), after]}
+
+
+def with_foreign_layers(kind: str, name: str) -> str:
+    """The refusal of a model with a layer of the package cublas_ops, which has no backward pass."""
+    patcher = own_model(kind)
+    layer = type("CublasLinear", (torch.nn.Linear,), {"__module__": "cublas_ops"})(2, 2)
+    patcher.model.diffusion_model.add_module("foreign", layer)
+    try:
+        run("TCD_Distill", **given(kind, name, patcher=patcher))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def own_model(kind: str) -> Any:
+    """A model of this kind that no other test uses."""
+    import comfyui_inside
+
+    return comfyui_inside.base.__wrapped__(kind, dtype=torch.float32).clone()
 
 
 def latest(node_id: str) -> Any:

@@ -152,6 +152,19 @@ def test_a_stopped_run_goes_on_to_the_weights_of_an_unbroken_one(inside: Inside,
     assert again["losses"] == whole["losses"]
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "sd3"])
+@pytest.mark.parametrize("phase", ["pairs", "student", "backward", "validation", "saving"])
+def test_a_cancel_in_any_phase_loses_nothing(inside: Inside, home: Path, kind: str, phase: str):
+    more = 'checkpointing = "blocks"'
+    whole = inside("distilled", kind=kind, name=f"uncancelled {kind}", steps=4, more=more)
+    found = inside("cancelled", phase=phase, kind=kind, name=f"cancelled in {phase} {kind}")
+    assert "Interrupt" in found["error"] and found["changed"] == []
+    assert found["pressed"] >= 1
+    assert found["kept"] == 4 if phase == "validation" else 0 < found["kept"] < 4
+    a, b = load_file(whole["path"]), load_file(found["path"])
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
 def test_a_finished_run_is_not_trained_again(inside: Inside, home: Path):
     first = inside("distilled", kind="sd3", name="once")
     log = home / "output/tcd_training/once/log.jsonl"
@@ -331,6 +344,18 @@ def test_the_page_is_told_how_far_the_teacher_is(inside: Inside):
     drawn = [text for text in told if "the teacher draws" in text]
     assert [text.partition("step ")[2] for text in drawn] == [f"{i} of 10" for i in range(1, 11)]
     assert "teacher" not in told[-1]
+
+
+@pytest.mark.parametrize("feature", ["fp16_accumulation", "fp8_matrix_mult"])
+def test_an_option_that_spoils_training_is_said(inside: Inside, feature: str):
+    found = inside("started_fast", kind="epsilon", name=f"fast {feature}", features=[feature])
+    assert any(f"--fast {feature}" in text for text in found["messages"])
+    assert not any("--fast" in text for text in inside("messages", kind="epsilon", name="not fast"))
+    assert found["accumulates"] == [True, False, True], "before, within and after the run"
+
+
+def test_layers_without_a_gradient_are_refused(inside: Inside):
+    assert "cublas_ops" in inside("with_foreign_layers", kind="epsilon", name="cublas")
 
 
 def test_what_the_page_is_told(inside: Inside):
