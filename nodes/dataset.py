@@ -193,8 +193,9 @@ class TCDDataset(io.ComfyNode):
                     "faulty",
                     options=["stop", "skip"],
                     default="stop",
-                    tooltip="With pictures that cannot be read or are too small, and those without a "
-                    "caption: stop and name them, or leave them out and name them in the report.",
+                    tooltip="With pictures that cannot be read or are too small, and those whose caption is "
+                    "missing, empty or no UTF-8 text: stop and name them, or leave them out and name them in "
+                    "the report.",
                 ),
             ],
             outputs=[

@@ -212,7 +212,8 @@ class TCDDistill(io.ComfyNode):
                     "run_name",
                     default="my-tcd-lora",
                     tooltip="Of the folder output/tcd_training/NAME and of the LoRA in output/loras. "
-                    "The same name and settings go on with a stopped run.",
+                    "The same name and settings go on with a stopped run. With more steps, a run whose decay "
+                    "is constant trains on.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -294,7 +295,8 @@ class TCDDistill(io.ComfyNode):
                     options=text_files(),
                     default="none",
                     optional=True,
-                    tooltip="A .txt file of ComfyUI's input folder, a prompt a line, added to the prompts.",
+                    tooltip="A .txt file of ComfyUI's input folder, a prompt a line, added to the prompts. "
+                    "UTF-8, or UTF-16 as Windows' programs write it.",
                 ),
                 io.Conditioning.Input(
                     "conditioning",
