@@ -22,6 +22,7 @@ from .checkpoint import load_tensors
 from .lora_bases import base_names
 from .lora_content import check_content, what_tensors
 from .lora_keys import (
+    EMBEDDING,
     FORMATS,
     WEIGHTS,
     Format,
@@ -229,7 +230,7 @@ def convert(file: LoraFile, to: str) -> tuple[dict[str, Tensor], dict[str, str]]
             f"{file.path}: a peft file is for one model, and this LoRA is for the UNet and text encoders; "
             "choose diffusers"
         )
-    lost = [text for text in file.extra if "lora" in text.lower()]
+    lost = [text for text in file.extra if "lora" in text.lower() and not text.startswith(EMBEDDING)]
     if lost:
         raise ValueError(f"{file.path}: {lost[0]!r} has no known counterpart in {to}")
     out: dict[str, Tensor] = dict(file.extra)

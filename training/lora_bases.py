@@ -133,6 +133,12 @@ def base_names(unet: Sequence[Layer], metadata: Mapping[str, str]) -> list[str]:
     return [told] if told and not names and not unet else names
 
 
+def whole_model(shapes: Mapping[str, Sequence[int]]) -> str:
+    """The base model whose own weights these are, by their keys and shapes; "" if none of `base_models`."""
+    weights = {key.removesuffix(".weight"): s for key, s in shapes.items() if key.endswith(".weight")}
+    return " or ".join(_named([(key, (s[0], math.prod(s[1:]))) for key, s in weights.items() if len(s) > 1]))
+
+
 def contradiction(names: Sequence[str], metadata: Mapping[str, str]) -> str:
     """The model that the metadata names although the layers are of others, `names`; else ""."""
     told = said(metadata)
@@ -169,20 +175,27 @@ def _in_unet(layer: Layer, unet: Architecture) -> bool:
 
 
 def _others(unet: Sequence[Layer]) -> list[str]:
-    """The models of base_models.json that have the most of these layers, and nearly all of them.
+    """The models of base_models.json that have these layers.
+
+    Layers whose shape is unknown, such as differences of norms, count only where there are no others.
+    """
+    found = [(layer.raw, layer.shape) for layer in unet if layer.shape]
+    return _named(found or [(layer.raw, None) for layer in unet])
+
+
+def _named(layers: Sequence[tuple[str, tuple[int, int] | None]]) -> list[str]:
+    """The models that have the most of these layers, as (key, shape), and nearly all of them.
 
     Between models that have the same layers but for the number of their blocks, those count whose last block
-    is in the file: few LoRAs leave the last blocks out. Layers whose shape is unknown, such as differences of
-    norms, count only where there are no others.
+    is among them: few LoRAs leave the last blocks out.
     """
-    found = [(*pattern(layer.raw), layer.shape) for layer in unet if layer.shape]
-    found = found or [(*pattern(layer.raw), None) for layer in unet]
+    found = [(*pattern(key), shape) for key, shape in layers]
     deepest: dict[str, int] = {}
     for name, at, _ in found:
         deepest[name] = max(at, deepest.get(name, 0))
     counts = {name: _count(kind, found) for name, kind in base_models().items()}
     most = max(counts.values())
-    if most < ENOUGH * len(found):
+    if not found or most < ENOUGH * len(found):
         return []
     best = [name for name, n in counts.items() if n == most]
     names = _together([n for n in best if _whole(base_models()[n], deepest)] or best)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
+
+from torch import Tensor
+
+from .lora_bases import whole_model
 
 LONGEST_HEADER = 100_000_000  # that safetensors allows
 _MAGIC = (
@@ -47,26 +51,58 @@ def check_content(path: Path) -> None:
         raise ValueError(f"{path}: cut, {have:.1f} of {need:.1f} MiB; copy or download it again")
 
 
+_MODEL = "it is a diffusion model; put it into models/diffusion_models, for Load Diffusion Model"
+# What a file may be by its keys, and what takes it. The first row that fits counts.
 _CONTENTS = (
-    (r"^model\.diffusion_model\.", "it is a whole checkpoint, for the checkpoint loader"),
-    (r"^(control_model|controlnet|zero_convs|input_hint_block)", "it is a ControlNet"),
-    (r"^(ip_adapter|image_proj)", "it is an IP-Adapter"),
-    (r"^(first_stage_model\.|decoder\.)", "it is a VAE"),
     (
-        r"^(input_blocks|down_blocks|double_blocks|joint_blocks|diffusion_model)[._]",
-        "it is a diffusion model",
+        r"\.on_input$|\bia3_",
+        "it is an IA3 adapter, which ComfyUI does not have; merge it where it was trained and save the model",
     ),
-    (r"^(text_model|transformer\.text_model|cond_stage_model)\.", "it is a text encoder"),
-    (r"^(emb_params|string_to_param|clip_[lg]$)", "it is a textual inversion embedding"),
+    (
+        r"\.processor\.(qkv|proj)_lora\d*\.",
+        "it is a Flux LoRA with XLabs' keys; convert it with diffusers: load_lora_weights, save_lora_weights",
+    ),
+    (
+        r"\b(boft_R|oft_R|vera_lambda|randlora)",
+        "it is a {kind} adapter in peft's form, which ComfyUI does not read; merge it with peft's "
+        "merge_and_unload and save the model",
+    ),
+    (
+        r"^bundle_emb\.|^(emb_params|string_to_param|clip_[lgh]|t5xxl|llama)$",
+        "it is a textual inversion embedding; put it into models/embeddings and write embedding:NAME into a "
+        "prompt",
+    ),
+    (
+        r"^model\.diffusion_model\.",
+        "it is a whole checkpoint; put it into models/checkpoints, for Load Checkpoint",
+    ),
+    (
+        r"^(control_model|controlnet|zero_convs|input_hint_block)",
+        "it is a ControlNet; put it into models/controlnet",
+    ),
+    (r"^(ip_adapter|image_proj)", "it is an IP-Adapter; put it into models/ipadapter"),
+    (r"^(first_stage_model\.|decoder\.)", "it is a VAE; put it into models/vae"),
+    (
+        r"^(320|640|768|1024|1280)\.\d+\.",
+        "it is a hypernetwork; put it into models/hypernetworks, for Load Hypernetwork",
+    ),
+    (
+        r"^(text_model|transformer\.text_model|cond_stage_model)\.",
+        "it is a text encoder; put it into models/text_encoders",
+    ),
+    (r"^(input_blocks|down_blocks|double_blocks|joint_blocks|diffusion_model)[._]", _MODEL),
 )
 
 
-def what_tensors(keys: Iterable[str]) -> str:
-    """What a safetensors file without LoRA keys is, by the names of its tensors."""
-    tensors = list(keys)
+def what_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Say what a safetensors file without LoRA keys is, by its tensors, and what to do with it."""
     if not tensors:
         return "it holds no tensors at all"
+    name = whole_model({key: tensor.shape for key, tensor in tensors.items()})
     for pattern, what in _CONTENTS:
-        if any(re.search(pattern, key) for key in tensors):
-            return what
-    return f"it holds {len(tensors)} tensors such as {tensors[0]!r}"
+        found = next((m for key in tensors if (m := re.search(pattern, key))), None)
+        if found and not (name and what == _MODEL):
+            return what.format(kind=found[0].split("_")[0].upper())
+    if name:
+        return f"{_MODEL} ({name})"
+    return f"it holds {len(tensors)} tensors such as {next(iter(tensors))!r}"

@@ -76,6 +76,8 @@ _PREFIXES = (
     ("unet.", "unet", False),
     ("", "unet", False),
 )
+EMBEDDING = "bundle_emb."
+"""Before the keys of embeddings that OneTrainer puts into a LoRA file, which no loader reads from there."""
 WRAPPER = "base_model.model."  # peft's own, before or after a prefix
 _FACTOR = re.compile(
     r"[._]lora(?:_linear_layer)?[._](?P<which>down|up|mid|A|B)(?:\.(?!bias$)[^.]+)??(?:\.weight)?$"
@@ -95,7 +97,9 @@ _TE_OLD = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_
 
 
 def split(text: str) -> tuple[str, str] | None:
-    """The key without its suffix, and the suffix's role; None if it is no adapter's key."""
+    """Split a key into the layer's and the suffix's role; None if it is no adapter's key."""
+    if text.startswith(EMBEDDING):
+        return None  # whose trigger word may look like a suffix
     if factor := _FACTOR.search(text):
         return text[: factor.start()], _ROLES[factor["which"]]
     if other := _OTHER.search(text):

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from .formats import FORMATS, LoraFile
+import torch
+from torch import Tensor
+
+from .formats import FORMATS, Layer, LoraFile
 from .known_loras import Advice, advice
 from .lora_bases import contradiction, said
+from .lora_keys import EMBEDDING
+
+_FACTOR = re.compile(r"(up|down|mid$|hada_[wt]|lokr_[wt])")
+# Scales outside of this are told. Kohya's default alpha of 1 gives 1/rank; rsLoRA at rank 128 gives 11.
+LEAST, MOST = 1 / 1024, 16.0
 
 # What the LCM recipe adapts, and the published LCM and TCD LoRAs with it: at rank 64, without text encoders.
 _PUBLISHED = re.compile(r"(conv1|in_layers\.2|downsamplers\.0\.conv|0\.op|time_emb_proj|emb_layers\.1)$")
@@ -50,7 +58,15 @@ def remarks(file: LoraFile) -> list[str]:
         found.append("TCF(S+) student: works with TCD Sampler and tcd_sss only, which tell it the time s")
     if other := contradiction(file.bases, file.metadata):
         found.append(f"the metadata names {other}, which these layers are not of")
-    others = [k for k in file.extra if not k.startswith("tcd_s_embed.")]
+    found += faults(file)
+    if words := sorted(
+        {k.removeprefix(EMBEDDING).rsplit(".", 1)[0] for k in file.extra if k.startswith(EMBEDDING)}
+    ):
+        found.append(
+            f"OneTrainer put the embedding of {', '.join(words)} into it, which ComfyUI does not read from a "
+            "LoRA file; have OneTrainer save it as a file of its own, for models/embeddings"
+        )
+    others = [k for k in file.extra if not k.startswith(("tcd_s_embed.", EMBEDDING))]
     if others:
         found.append(f"{len(others)} tensors belong to no layer, such as {others[0]}")
     said = file.metadata.get("ss_network_alpha", "None")
@@ -65,6 +81,52 @@ def remarks(file: LoraFile) -> list[str]:
             "name of the file or its folder to be told the settings"
         )
     return found
+
+
+def faults(file: LoraFile) -> list[str]:
+    """Say what is wrong with a file's numbers: NaN, layers without effect, scales that nobody uses.
+
+    Reads every tensor, about a second per GB.
+    """
+    found: list[str] = []
+    broken = [x for x in file.layers if not all(map(_finite, x.tensors.values()))]
+    if broken:
+        found.append(
+            f"{_some(broken, file)} hold NaN or infinity, and give black pictures or noise: the training "
+            "diverged, or overflowed in half precision; take an earlier save of it"
+        )
+    empty = [x for x in file.layers if _without_effect(x)]
+    if len(empty) == len(file.layers):
+        found.append(
+            "every layer has a factor of zeros: it changes nothing, as before its first step of training"
+        )
+    elif empty:
+        found.append(f"{_some(empty, file)} have a factor of zeros and change nothing")
+    if silent := [x for x in file.layers if x.rank and x.alpha == 0]:
+        found.append(f"{_some(silent, file)} have alpha 0, so the scale is 0 and they change nothing")
+    if odd := [x for x in file.layers if x.scale < 0 or x.scale > MOST or 0 < x.scale < LEAST]:
+        found.append(
+            f"{_some(odd, file)} have a scale (alpha / rank) of {span(x.scale for x in odd)}; 1/128 to 2 "
+            "is usual; if pictures are destroyed or do not change, correct it by strength"
+        )
+    return found
+
+
+def _some(layers: Sequence[Layer], file: LoraFile) -> str:
+    return f"{len(layers)} of {len(file.layers)} layers, such as {layers[0].name},"
+
+
+def _finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return True
+    wide = tensor if tensor.element_size() > 1 else tensor.float()  # float8 has no isfinite
+    return bool(torch.isfinite(wide).all())
+
+
+def _without_effect(layer: Layer) -> bool:
+    """Whether a factor of a product is zero. DoRA changes a weight even then."""
+    factors = [t for role, t in layer.tensors.items() if _FACTOR.match(role)]
+    return "dora_scale" not in layer.tensors and any(not bool(t.any()) for t in factors if t.numel())
 
 
 def _looks_published(file: LoraFile) -> bool:

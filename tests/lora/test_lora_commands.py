@@ -9,9 +9,9 @@ import torch
 from lora_files import adapters, kohya, lora_ab, write
 
 from comfyui_tcd import cli
-from comfyui_tcd.training.formats import open_lora
+from comfyui_tcd.training.formats import convert, open_lora
 from comfyui_tcd.training.known_loras import KNOWN, advice
-from comfyui_tcd.training.lora_report import lines
+from comfyui_tcd.training.lora_report import faults, lines, remarks
 from comfyui_tcd.training.unet_layers import SD2, SD15, SDXL, Architecture
 
 CARD = "pytorch_lora_weights.safetensors"
@@ -100,6 +100,50 @@ def test_alpha_that_got_lost_is_told(tmp_path: Path):
     for said, expected in (("2.0", True), ("4.0", False), ("None", False)):
         file = open_lora(write(tmp_path / "lora.safetensors", tensors, {"ss_network_alpha": said}))
         assert any("has no effect" in text for _, text in lines(file)) is expected
+
+
+GOOD = kohya(adapters(SD15, every=60, alpha=4.0))
+UPS = [key for key in GOOD if key.endswith("lora_up.weight")]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {UPS[0]: GOOD[UPS[0]] * torch.nan},
+            "1 of 5 layers, such as down_blocks.0.resnets.0.conv1, hold NaN",
+        ),
+        ({UPS[1]: (GOOD[UPS[1]] * 1e9).half()}, "hold NaN or infinity"),
+        (
+            {key: GOOD[key].to(torch.float8_e4m3fn) for key in UPS}
+            | {UPS[1]: (GOOD[UPS[1]] * torch.nan).to(torch.float8_e4m3fn)},
+            "1 of 5",
+        ),
+        ({key: GOOD[key] * 0 for key in UPS}, "every layer has a factor of zeros"),
+        ({key: GOOD[key] * 0 for key in UPS[:2]}, "2 of 5 layers"),
+        ({"lora_unet_down_blocks_0_resnets_0_conv1.alpha": torch.tensor(0.0)}, "alpha 0"),
+        ({"lora_unet_down_blocks_0_resnets_0_conv1.alpha": torch.tensor(4096.0)}, "(alpha / rank) of 1024"),
+        ({"lora_unet_down_blocks_0_resnets_0_conv1.alpha": torch.tensor(-4.0)}, "(alpha / rank) of -1"),
+        ({"lora_unet_down_blocks_0_resnets_0_conv1.alpha": torch.tensor(64.0)}, ""),  # rsLoRA
+        ({key: GOOD[key].to(torch.float8_e4m3fn) for key in UPS}, ""),
+        ({}, ""),
+    ],
+)
+def test_numbers_that_spoil_a_lora_are_told(tmp_path: Path, change: dict[str, torch.Tensor], told: str):
+    found = faults(open_lora(write(tmp_path / "lora.safetensors", GOOD | change)))
+    assert len(found) == bool(told) and all(told in text for text in found)
+
+
+@pytest.mark.parametrize("word", ["hero", "mylora", "lora_A", "my.lora_up.weight"])
+def test_a_bundled_embedding_is_told_and_kept(tmp_path: Path, word: str):
+    keys = [f"bundle_emb.{word}.{part}" for part in ("clip_l", "clip_g", "clip_l_out")]
+    path = write(tmp_path / "lora.safetensors", GOOD | {key: torch.ones(2, 768) for key in keys})
+    file = open_lora(path)
+    assert len(file.layers) == len(UPS) and any(
+        f"embedding of {word} into it" in text for text in remarks(file)
+    )
+    assert not any("belong to no layer" in text for text in remarks(file))
+    assert set(keys) <= set(convert(file, "diffusers")[0])
 
 
 def test_inspect_prints_it_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

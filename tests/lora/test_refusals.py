@@ -10,8 +10,10 @@ import torch
 from lora_files import adapters, kohya, write
 
 from comfyui_tcd.training.formats import open_lora
+from comfyui_tcd.training.lora_content import what_tensors
 from comfyui_tcd.training.unet_layers import SD15
 
+Z_IMAGE = {"qkv": (11520, 3840), "out": (3840, 3840)}
 GOOD = kohya(adapters(SD15, every=60))
 
 
@@ -92,6 +94,14 @@ def test_a_folder_and_nothing(tmp_path: Path):
         (["emb_params"], "textual inversion"),
         (["clip_l", "clip_g"], "textual inversion"),
         (["control_model.input_blocks.0.0.weight"], "ControlNet"),
+        (["bundle_emb.mylora.clip_g"], "textual inversion"),
+        (["lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k.on_input"], "IA3"),
+        (["base_model.model.to_k.ia3_l"], "IA3"),
+        (["double_blocks.0.processor.proj_lora1.down.weight"], "XLabs"),
+        (["base_model.model.to_k.oft_R.weight"], "OFT"),
+        (["base_model.model.to_k.boft_R"], "BOFT"),
+        (["base_model.model.to_k.vera_lambda_b"], "VERA"),
+        (["320.0.linear.0.weight", "320.1.linear.0.weight"], "hypernetwork"),
         (["something.else"], "1 tensors such as 'something.else'"),
         (["lora_unet_conv_in.alpha"], "such as"),
     ],
@@ -99,6 +109,14 @@ def test_a_folder_and_nothing(tmp_path: Path):
 def test_safetensors_without_lora_keys(tmp_path: Path, keys: list[str], kind: str):
     path = write(tmp_path / "model.safetensors", {k: torch.zeros(1) for k in keys})
     refused(path, "no LoRA keys", kind)
+
+
+def test_the_weights_of_a_known_model_are_called_by_its_name(tmp_path: Path):
+    shapes = {f"layers.{i}.attention.{n}.weight": s for i in range(30) for n, s in Z_IMAGE.items()}
+    tensors = {key: torch.empty(1, dtype=torch.bool).expand(shape) for key, shape in shapes.items()}
+    assert "diffusion model" in what_tensors(tensors) and "(Z-Image)" in what_tensors(tensors)
+    other = {key: torch.empty(1).expand(3, 3) for key in shapes}
+    assert "it holds 60 tensors" in what_tensors(other)
 
 
 def test_half_a_layer(tmp_path: Path):
