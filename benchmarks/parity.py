@@ -45,7 +45,11 @@ latents of 8x8, 2 and 4 steps, gamma 0 and 0.3, KSampler, and TCD Sampler with S
   request to a scheduler, for 13 steps, and diffusers starts them at timesteps 279 and 299. The nodes TCD
   Sampler and TCD Scheduler are exact for every denoise.
 - **More than 50 steps**: diffusers refuses them with its default settings. `original_steps` 0 takes them from
-  all timesteps, as does `tcd_grid`.
+  all timesteps, as does `tcd_grid`. KSampler and detailers ask for `int(steps / denoise)` of them, which may
+  be more than the model has timesteps (20 steps at a denoise of 0.01): `tcd_grid` then gives times between
+  them.
+- **ModelSamplingDiscrete with *lcm* before the sampler** (the rows *lcm*) changes nothing: its table has 50
+  of the 1000 timesteps, and the pack takes the others from the model's whole schedule.
 - **A denoise of 1 with a picture**: ComfyUI starts from `noise + alpha picture`, diffusers from
   `sigma noise + alpha picture`; at timestep 999 sigma is 0.998.
 - **An `original_steps` that does not divide 1000**: the first timestep is then below 999, where diffusers
@@ -78,7 +82,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="take every nth run only")
     options = parser.parse_args()
     import diffusers
-    from comfyui_oracle import TOLERANCE, compare
+    from comfyui_oracle import TOLERANCE, compare  # pyright: ignore[reportMissingImports]
 
     hosts = [(options.comfyui, options.python), *([options.also] if options.also else [])]
     found: dict[str, dict[str, dict[Run, float]]] = {}

@@ -226,7 +226,7 @@ def schedule(name: str) -> dict[str, Any]:
 
 
 MODULES = ("nodes_model_advanced", "nodes_lt", "nodes_minimax_h3")
-SAMPLING_NODES = ("ModelSampling", "MiniMaxH3SigmaShift")
+SAMPLING_NODES = ("ModelSampling", "MiniMaxH3SigmaShift", "ModelNoiseScale")
 
 
 def sampling_nodes() -> list[Any]:
@@ -251,17 +251,20 @@ def _offered(kind: Any, options: Any = None) -> list[Any]:
     options = options or {}
     if isinstance(kind, list) or "options" in options:
         return list(kind if isinstance(kind, list) else options["options"])
-    return [False, True] if kind == "BOOLEAN" else [options["default"]]
+    if kind == "BOOLEAN":
+        return [False, True]
+    return [options["default"], 2 * options["default"]] if kind == "FLOAT" else [options["default"]]
 
 
 def with_node(module: str, name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Sample with what a node of the host makes of an epsilon model; see `sampled`."""
+    """Sample with what a node of the host makes of an epsilon model, or of a flow one; see `sampled`."""
     from importlib import import_module
 
     import comfyui_inside as inside
 
     node = getattr(import_module(f"comfy_extras.{module}"), name)
-    (model, *_) = results(node, model=inside.base("epsilon").clone(), **given)
+    base = inside.base("flow" if name == "ModelNoiseScale" else "epsilon")
+    (model, *_) = results(node, model=base.clone(), **given)
     return sampled(model.get_model_object("model_sampling"))
 
 

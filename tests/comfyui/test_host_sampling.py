@@ -497,6 +497,15 @@ def test_an_item_of_a_batch_is_what_it_is_alone(inside: Inside):
         assert relative(together["latent"][:1], together["latent"][1:2]) > 0.1
 
 
+def test_ksampler_does_not_know_which_item_it_has(inside: Inside):
+    """What README's table says: the first item is what it is alone, the second gets the noise of a first."""
+    batch = inside("ksampler", kind="epsilon", latent={"samples": torch.zeros(2, 4, 8, 8)}, steps=4)["latent"]
+    for item in range(2):
+        alone = {"samples": torch.zeros(SHAPE), "batch_index": [item]}
+        again = inside("ksampler", kind="epsilon", latent=alone, steps=4)["latent"]
+        assert (relative(again, batch[item : item + 1]) < 1e-5) == (item == 0)
+
+
 def test_batch_index_names_the_items(inside: Inside):
     def sample(count: int, **numbered: Any) -> Any:
         given = {"samples": torch.zeros(count, 4, 8, 8), **numbered}
