@@ -113,15 +113,14 @@ def trained(kind: str, name: str, plain: bool = True, stop: str = "", **other: A
     backbone.HostBackbone._apply = failing
     monitor.Monitor.planned = lambda self, plan: (messages.append(plan), planned(self, plan))[1]
     found: dict[str, Any] = {"error": ""}
+    student = None
     try:
         given = inside.given(
             "epsilon", name, patcher=patcher, conditioning=text(kind, 1, 3), negative=text(kind, 2),
             width=32, height=32, **other,
         )  # fmt: skip
-        model, lora, path, _, losses = inside.run("TCD_Distill", **given)
+        student, lora, path, _, losses = inside.run("TCD_Distill", **given)
         found |= {"lora": dict(lora), "path": path, "losses": [float(x) for x in losses["loss"]]}
-        found |= {"student": sampled(model, kind), "student is dynamic": dynamic(model)}
-        del model
     except BaseException as caught:
         found["error"] = traceback.format_exc()
         caught.__traceback__ = None
@@ -130,13 +129,17 @@ def trained(kind: str, name: str, plain: bool = True, stop: str = "", **other: A
         monitor.Monitor.planned = planned
         management.interrupt_current_processing(False)
     gc.collect()
-    listed, after = list(management.current_loaded_models), at_rest(patcher)
+    models = [getattr(m.model, "model", None) for m in management.current_loaded_models]
+    listed = sum(type(model).__name__ == kinds for model in models)
+    after = at_rest(patcher)
+    if student is not None:
+        found |= {"student": sampled(student, kind), "student is dynamic": dynamic(student)}
     return {
         **found,
         "dynamic": dynamic(patcher),
         "copies": len(copies),
         "alive": sum(ref() is not None for ref, _ in copies),
-        "listed": sum(type(getattr(m.model, "model", None)).__name__ == kinds for m in listed),
+        "listed": listed,
         "dtypes": sorted(copies[0][1] if copies else {str(w.dtype) for w in patcher.model.parameters()}),
         "changed": [k for k in before if before[k] != after[k]],
         "plain": image,
