@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .remarks import Remark, left, renamed, replaced, stranger, unconnected, unknown
-from .table import NAMES, NEW_NAME, OURS, RULES, SAMPLERS, SELECT, SETTINGS, Rule, values
+from .remarks import Remark, chosen_elsewhere, left, renamed, replaced, stranger, unconnected, unknown
+from .sampling import pass_by_api
+from .table import NAMES, NEW_NAME, OUR_NODES, OURS, RULES, SAMPLERS, SELECT, SETTINGS, Rule, values
 
 Graph = dict[str, dict[str, Any]]
 
@@ -32,7 +33,7 @@ def migrate_api(graph: Graph) -> list[Remark]:
     for node in list(graph):
         kind, inputs = graph[node]["class_type"], graph[node]["inputs"]
         names = [_name(graph, v) for k, v in inputs.items() if "sampler_name" in k]
-        names += [v for k, v in inputs.items() if "sampler" in k and _is_name(v)]
+        names += [v for k, v in inputs.items() if ("sampler" in k or "scheduler" in k) and _is_name(v)]
         if kind in RULES:
             remarks += _replace(graph, node, RULES[kind])
         elif kind == SELECT and _is_name(inputs.get("sampler_name")):
@@ -42,6 +43,8 @@ def migrate_api(graph: Graph) -> list[Remark]:
             remarks.append(renamed(node, kind, inputs["sampler_name"]))
             settings = _add(graph, "TCD_Settings", {"model": inputs.get("model"), **SETTINGS})
             inputs.update(sampler_name=NEW_NAME, model=[settings, 0])
+        elif any(names) and kind in {*SAMPLERS, SELECT}:
+            remarks.append(chosen_elsewhere(node, kind, next(filter(None, names))))
         elif any(names):
             remarks.append(left(node, kind, next(filter(None, names))))
         elif stranger(kind):
@@ -53,18 +56,26 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and value in NAMES
 
 
-def _name(graph: Graph, value: Any) -> str:
-    """The sampler's name that a value is, or that the node has which it comes from; else ""."""
-    if is_link(value):
-        source = graph.get(value[0], {}).get("inputs", {})
-        return next((v for v in source.values() if _is_name(v)), "")
-    return value if _is_name(value) else ""
+def _name(graph: Graph, value: Any, seen: tuple[str, ...] = ()) -> str:
+    """The sampler's name that a value is, or that a node has which it comes from; else ""."""
+    if not is_link(value):
+        return value if _is_name(value) else ""
+    if value[0] in seen or value[0] not in graph:
+        return ""
+    source = graph[value[0]]
+    if source["class_type"] in OUR_NODES or source["class_type"] in RULES:
+        return ""
+    given = [x for k, x in source["inputs"].items() if k not in ("model", "clip", "vae")]
+    return next(filter(None, (_name(graph, x, (*seen, value[0])) for x in given)), "")
 
 
 def _replace(graph: Graph, node: str, rule: Rule) -> list[Remark]:
+    remarks = pass_by_api(graph, node) if rule.replaces_sampling else []
     given = graph[node]["inputs"]
+    for former, since in rule.former.items():
+        if former in given:
+            given.setdefault(since, given.pop(former))
     old = {name: given.get(name, default) for name, default in rule.widgets.items()}
-    linked = {name for name, value in old.items() if is_link(value)}
     ids: list[str] = []
     for new, widgets in zip(rule.new, values(rule, old), strict=True):
         ends = {ours: given[v] for ours, v in new.takes.items() if v not in rule.widgets and v in given}
@@ -73,7 +84,7 @@ def _replace(graph: Graph, node: str, rule: Rule) -> list[Remark]:
         else:
             _become(graph[node], new.type, {**ends, **widgets})
             ids.append(node)
-    remarks = replaced(node, rule, old, linked)
+    remarks = replaced(node, rule, {k: [] if is_link(v) else [v] for k, v in old.items()}) + remarks
     passed = [given.get(x) for x in rule.outputs if isinstance(x, str)]
     if any(source is None for source in passed):
         remarks.append(unconnected(node, rule.old))

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +33,38 @@ def run(args: argparse.Namespace) -> int:
     data = _parse(args.file, text)
     target = _target(args)
     remarks = migrate(data)
-    if all(remark.by_hand for remark in remarks) and data == _parse(args.file, text):
-        print(f"{args.file}: nothing to change")
+    by_hand = sum(remark.by_hand for remark in remarks)
+    if data == _parse(args.file, text):
+        print(
+            f"{args.file}: nothing to change" + f" by this command, {by_hand} to do by hand" * bool(by_hand)
+        )
     else:
         _write(target, data, compact="\n" not in text.strip())
         print(f"{target}: written")
     for remark in remarks:
         print(remark, file=sys.stderr if remark.by_hand else sys.stdout)
-    return int(any(remark.by_hand for remark in remarks))
+    return int(by_hand > 0)
 
 
 def migrate(data: Any) -> list[Remark]:
-    """Rewrites a graph of either format in place and says what became of what."""
-    return migrate_ui(data) if is_ui(data) else migrate_api(data)
+    """Rewrites the graphs of either format in `data` in place and says what became of what."""
+    return [
+        remark._replace(graph=where)
+        for where, graph in graphs(data)
+        for remark in (migrate_ui(graph) if is_ui(graph) else migrate_api(graph))
+    ]
+
+
+def graphs(data: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """(where, graph) of every graph in a file: itself, or in what the host sends and keeps.
+
+    That is the body of a POST to /prompt, with the page's graph in its extra_data, an entry of /history or of
+    /queue, and the texts of a picture as JSON."""
+    if is_ui(data) or is_api(data):
+        yield where, data
+    elif isinstance(data, dict | list):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from graphs(value, f"{where}.{key}" if where else str(key))
 
 
 def _read(file: Path) -> str:
@@ -62,10 +82,10 @@ def _parse(file: Path, text: str) -> Any:
         data = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{file} is no JSON: {error}") from None
-    if not is_ui(data) and not is_api(data):
+    if next(graphs(data), None) is None:
         raise ValueError(
-            f"{file} is no graph of ComfyUI: neither nodes and links, as it saves them, nor nodes by id "
-            "with class_type and inputs, as it exports them for the API"
+            f"{file} is no graph of ComfyUI and holds none: neither nodes and links, as it saves them, nor "
+            "nodes by id with class_type and inputs, as it exports them for the API"
         )
     return data
 

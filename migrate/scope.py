@@ -10,7 +10,8 @@ from .table import OURS, REGISTRY_ID, WIDGET_TYPES
 INPUTS, OUTPUTS = -10, -20
 """The ids by which links inside a subgraph call its own inputs and outputs."""
 FIELDS = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
-GAP = 40
+GAP, WIDTH, HEIGHT = 40, 270, 170
+"""Of new nodes, in pixels."""
 
 Entry = dict[str, Any]
 
@@ -24,6 +25,11 @@ class Scope:
     @property
     def nodes(self) -> list[Entry]:
         return self.data["nodes"]
+
+    @property
+    def key(self) -> Any:
+        """The id of the subgraph; None is the graph itself."""
+        return self.data["id"] if self.path else None
 
     def name(self, node: Entry) -> str:
         return f"{self.path}{node['id']}"
@@ -106,6 +112,22 @@ class Scope:
             old.remove(link_id)
         self.data["links"].remove(link)
 
+    def remove_input(self, node: Entry, slot: int) -> None:
+        """Takes an input from a node; the links to those behind it follow."""
+        if node["inputs"][slot].get("link") is not None:
+            self.remove(node["inputs"][slot]["link"])
+        del node["inputs"][slot]
+        for link in self.data["links"]:
+            if link and self.get(link, "target_id") == node["id"] and self.get(link, "target_slot") > slot:
+                self.set(link, target_slot=self.get(link, "target_slot") - 1)
+
+    def remove_own_input(self, slot: int) -> None:
+        """Takes an input that nothing inside is linked to from the subgraph."""
+        del self.data["inputs"][slot]
+        for link in self.data["links"]:
+            if self.get(link, "origin_id") == INPUTS and self.get(link, "origin_slot") > slot:
+                self.set(link, origin_slot=self.get(link, "origin_slot") - 1)
+
     def become(self, node: Entry, kind: str, widgets: Mapping[str, Any]) -> None:
         """The node is one of ours now, without connections; place, size, order, mode and colour stay."""
         for key in ("title", "widgets_values_named", "showAdvanced"):
@@ -120,16 +142,22 @@ class Scope:
         node["widgets_values"] = [widgets[k] for k in ours.widgets]
 
     def add(self, kind: str, widgets: Mapping[str, Any], beside: Entry, above: bool = False) -> Entry:
-        """A new node under (or above) another, run in its turn and muted like it."""
+        """A new node under (or above) another, in its groups, run in its turn and muted like it."""
         number = self._new_id("last_node_id", "lastNodeId", self.used)
         self.used.add(number)
         x, y = _pair(beside.get("pos"), [0, 0])
         width, height = _pair(beside.get("size"), [300, 130])
+        box = [x, y - HEIGHT - GAP if above else y + height + GAP, max(width, WIDTH), HEIGHT]
+        if not self._fits_into_groups(beside, box):
+            box[:2] = [
+                x + GAP / 2,
+                y + GAP / 2,
+            ]  # on top of the other: outside of its group it would not be muted
         node: Entry = {
             "id": number,
             "type": kind,
-            "pos": [x, y - 170 - GAP] if above else [x, y + height + GAP],
-            "size": [max(width, 270), 170],
+            "pos": box[:2],
+            "size": box[2:],
             "flags": {},
             "order": beside.get("order", 0),
             "mode": beside.get("mode", 0),
@@ -137,6 +165,40 @@ class Scope:
         self.become(node, kind, widgets)
         self.nodes.append(node)
         return node
+
+    def _fits_into_groups(self, beside: Entry, box: list[float]) -> bool:
+        """Whether the groups around a node can hold a new one too; they are made larger where need be.
+
+        A group acts on the nodes whose middle it holds: none other may come into it."""
+        middles = {n["id"]: _middle(n) for n in self.nodes}
+        larger: list[tuple[Entry, list[float]]] = []
+        for group in self.data.get("groups") or []:
+            old: list[float] = group.get("bounding") or [0.0] * 4
+            if _holds(old, middles[beside["id"]]):
+                new = _around(old, [box[0] - GAP / 4, box[1] - GAP, box[2] + GAP / 2, box[3] + 1.25 * GAP])
+                if any(_holds(new, middle) and not _holds(old, middle) for middle in middles.values()):
+                    return False
+                larger.append((group, new))
+        for group, new in larger:
+            group["bounding"] = new
+        return True
+
+
+def _middle(node: Entry) -> tuple[float, float]:
+    (x, y), (width, height) = _pair(node.get("pos"), [0, 0]), _pair(node.get("size"), [300, 130])
+    return x + width / 2, y + height / 2
+
+
+def _holds(box: list[float], point: tuple[float, float]) -> bool:
+    """Boxes are [x, y, width, height]."""
+    return all(box[i] <= point[i] < box[i] + box[i + 2] for i in range(2))
+
+
+def _around(first: list[float], second: list[float]) -> list[float]:
+    """The least box that holds both."""
+    low = [min(first[i], second[i]) for i in range(2)]
+    high = [max(first[i] + first[i + 2], second[i] + second[i + 2]) for i in range(2)]
+    return [*low, high[0] - low[0], high[1] - low[1]]
 
 
 def _pair(value: Any, default: list[float]) -> list[float]:
@@ -148,7 +210,7 @@ def _pair(value: Any, default: list[float]) -> list[float]:
 
 def scopes(data: Entry) -> Iterator[Scope]:
     """The graph and every subgraph in it, at whatever depth: their definitions stand side by side."""
-    definitions = ((data.get("definitions") or {}).get("subgraphs")) or []
+    definitions = [x for x in (data.get("definitions") or {}).get("subgraphs") or [] if "nodes" in x]
     used = {n["id"] for part in (data, *definitions) for n in part["nodes"] if isinstance(n["id"], int)}
     yield Scope(data, used)
     for part in definitions:

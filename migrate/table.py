@@ -1,4 +1,4 @@
-"""What becomes what: the nodes and settings of three other packs, as data. docs/migrate.md shows it."""
+"""What becomes what: the nodes and settings of other packs, as data. docs/migrate.md shows it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 JETTHU = "JettHu/ComfyUI-TCD"
 DFL = "dfl/comfyui-tcd-scheduler"
 LICYK = "licyk/ComfyUI-TCD-Sampler"
+SEEDV = "SeedV's nodes"
+LAKSJDJF = "laksjdjf/cgem156-ComfyUI"
 REGISTRY_ID = "trajectory-consistency"
 
 
@@ -34,6 +36,22 @@ OURS: dict[str, Node] = {
         {"MODEL": "MODEL"},
     ),
 }
+OUR_NODES = frozenset(
+    f"TCD_{name}"
+    for name in (
+        *(
+            "CompareGrid",
+            "Dataset",
+            "Distill",
+            "EmbeddedModel",
+            "KSampler",
+            "LoraLoader",
+            "Sampler",
+            "SaveLora",
+        ),
+        *("Scheduler", "Settings"),
+    )
+)
 WIDGET_TYPES = {
     "steps": "INT", "original_steps": "INT", "denoise": "FLOAT", "gamma": "FLOAT", "gamma_end": "FLOAT",
     "order": "COMBO", "end": "COMBO", "noise_device": "COMBO",
@@ -66,8 +84,21 @@ class Rule(NamedTuple):
     outputs: tuple[int | str, ...]  # by old output: the new node with that number, or the input passed on
     difference: str
     unequal: tuple[Unequal, ...] = ()
+    replaces_sampling: bool = False  # of its model: what nodes before it had set there had no effect
+    former: Mapping[str, str] = {}  # widgets of its first versions, and what they are called since
 
 
+BY_SIMPLE = "the official timesteps are used, which simple gave"
+DENOISE = Unequal(
+    "denoise",
+    (1,),
+    "denoise is diffusers' strength here and may start at another timestep; compare the pictures and set it "
+    "anew if need be",
+)
+GAMMA_OF_NEXT = (
+    "gamma counts from the next timestep as in the paper, there from the present one: the same value adds "
+    "more noise here."
+)
 RULES: dict[str, Rule] = {
     rule.old: rule
     for rule in (
@@ -86,16 +117,34 @@ RULES: dict[str, Rule] = {
                 Unequal(
                     "scheduler",
                     ("simple",),
-                    "the official timesteps are used, which simple gave; sgm_uniform missed them there. For "
-                    "its sigmas, connect the host's BasicScheduler instead of TCD Scheduler",
+                    f"{BY_SIMPLE}; sgm_uniform missed them there. For its sigmas, connect the host's "
+                    "BasicScheduler instead of TCD Scheduler",
                 ),
-                Unequal(
-                    "denoise",
-                    (1,),
-                    "denoise is diffusers' strength here and may start at another timestep; compare the "
-                    "pictures and set it anew if need be",
-                ),
+                DENOISE,
             ),
+            replaces_sampling=True,
+        ),
+        Rule(
+            (SEEDV,),
+            "TCD_Sampler(SEEDV)",
+            {"steps": 4, "scheduler": "simple", "denoise": 1.0, "eta": 0.3},
+            (
+                New("TCD_Scheduler", {"model": "model", "steps": "steps", "denoise": "denoise"}),
+                New("TCD_Sampler", {"gamma": "eta"}, {"end": "clean"}),
+            ),
+            ("model", 1, 0),
+            "JettHu's node with another sampler: the same timesteps, but every step was one of DDPM there, "
+            "whatever eta. eta is obeyed here, so pictures change.",
+            (
+                Unequal(
+                    "scheduler",
+                    ("simple",),
+                    f"{BY_SIMPLE}. For the sigmas of another, connect the host's BasicScheduler instead of "
+                    "TCD Scheduler",
+                ),
+                DENOISE,
+            ),
+            replaces_sampling=True,
         ),
         Rule(
             (DFL, LICYK),
@@ -120,6 +169,7 @@ RULES: dict[str, Rule] = {
             (New("TCD_Sampler", {"gamma": "gamma"}, {"end": "clean"}),),
             (0,),
             "gamma is obeyed here; there it was ignored and every step was one of DDPM.",
+            former={"eta": "gamma"},
         ),
         Rule(
             (DFL,),
@@ -127,8 +177,15 @@ RULES: dict[str, Rule] = {
             {"gamma": 0.3},
             (New("TCD_Sampler", {"gamma": "gamma"}, {"end": "clean"}),),
             (0,),
-            "gamma counts from the next timestep as in the paper, there from the present one: the same value "
-            "adds more noise here.",
+            GAMMA_OF_NEXT,
+        ),
+        Rule(
+            (LAKSJDJF,),
+            "TCDSampler|cgem156",
+            {"gamma": 0.3},
+            (New("TCD_Sampler", {"gamma": "gamma"}, {"end": "clean"}),),
+            (0,),
+            GAMMA_OF_NEXT,
         ),
     )
 }
@@ -154,6 +211,22 @@ SELECT = "KSamplerSelect"
 """The host's node that is replaced by TCD Sampler if it chooses one of the names."""
 
 
+STRANGERS: dict[str, str] = {
+    "TCD采样器": "classronin/CR-Tools-TCD-Sampler, JettHu's node and SamplerCustom in one. Use TCD KSampler: "
+    "步数 is steps, ETA参数 gamma, CFG强度 cfg, 噪波种子 seed and 降噪强度 denoise; without 添加噪波, use "
+    "TCD Scheduler, TCD Sampler and SamplerCustom",
+}
+"""Known nodes that have no equal: their pack, and what to use by hand."""
+SET_SAMPLING = {
+    "ModelSamplingDiscrete": True, "ModelSamplingContinuousV": True, "ModelSamplingContinuousEDM": False,
+    "ModelSamplingStableCascade": False, "ModelSamplingSD3": False, "ModelSamplingAuraFlow": False,
+    "ModelSamplingFlux": False, "ModelSamplingLTXV": False, "ModelNoiseScale": False,
+}  # fmt: skip
+"""The host's nodes that set how a model is sampled; True where they do nothing else to one of SD or SDXL."""
+PASS_MODEL = ("Reroute", "LoraLoader", "LoraLoaderModelOnly", "TCD_LoraLoader")
+"""Nodes that do the same to a model, however it is sampled."""
+
+
 def values(rule: Rule, old: Mapping[str, Any]) -> list[dict[str, Any]]:
     """All widgets of each new node from the old node's."""
     found: list[dict[str, Any]] = []
@@ -172,7 +245,8 @@ def markdown() -> str:
     lines = ["| pack | node or name | here | what differs |", "| --- | --- | --- | --- |"]
     for rule in RULES.values():
         here = ", ".join(f"`{new.type}`" for new in rule.new)
-        lines.append(f"| {', '.join(rule.packs)} | `{rule.old}` | {here} | {rule.difference} |")
+        old = rule.old.replace("|", "\\|")
+        lines.append(f"| {', '.join(rule.packs)} | `{old}` | {here} | {rule.difference} |")
     for name, entry in NAMES.items():
         hosts = ", ".join(f"`{x}`" for x in SAMPLERS)
         where = f"sampler name `{name}` in {hosts}"
@@ -181,14 +255,15 @@ def markdown() -> str:
         lines.append(f"| {entry.pack} | `{name}` in `{SELECT}` | `TCD_Sampler` with gamma 0.3 | the same |")
     lines += ["", "| node | setting | here |", "| --- | --- | --- |"]
     for rule in RULES.values():
+        old = rule.old.replace("|", "\\|")
         for widget in rule.widgets:
             taken = [f"`{new.type}`: `{k}`" for new in rule.new for k, v in new.takes.items() if v == widget]
-            lines.append(f"| `{rule.old}` | `{widget}` | {', '.join(taken) or 'no equal, see below'} |")
+            lines.append(f"| `{old}` | `{widget}` | {', '.join(taken) or 'no equal, see below'} |")
         for i, output in enumerate(rule.outputs):
             to = (
                 f"`{rule.new[output].type}`" if isinstance(output, int) else f"what its `{output}` comes from"
             )
-            lines.append(f"| `{rule.old}` | output {i} | {to} |")
+            lines.append(f"| `{old}` | output {i} | {to} |")
     lines += ["", "| node | setting | equal | otherwise |", "| --- | --- | --- | --- |"]
     for rule in RULES.values():
         for odd in rule.unequal:

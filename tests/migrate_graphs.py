@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
 Json = dict[str, Any]
@@ -21,7 +22,7 @@ NAMES = {"SamplerCustom": ["output", "denoised_output"]}
 TYPES = {
     "model": "MODEL", "clip": "CLIP", "positive": "CONDITIONING", "negative": "CONDITIONING",
     "sampler": "SAMPLER", "sigmas": "SIGMAS", "latent_image": "LATENT", "samples": "LATENT", "vae": "VAE",
-    "images": "IMAGE", "steps": "INT", "eta": "FLOAT", "sampler_name": "COMBO",
+    "images": "IMAGE", "steps": "INT", "eta": "FLOAT", "sampler_name": "COMBO", "scheduler": "COMBO", "": "*",
 }  # fmt: skip
 BASE = {
     1: Part("TCD_EmbeddedModel", {}, ["tcd", 2], ["MODEL", "CLIP", "VAE", "LATENT"]),
@@ -43,6 +44,13 @@ def jetthu(
     widgets = [steps, scheduler, denoise, eta]
     node = Part("TCDModelSamplingDiscrete", {"model": (1, 0)}, widgets, ["MODEL", "SAMPLER", "SIGMAS"])
     return {**BASE, 5: custom((6, 0), (6, 1), (6, 2)), 6: node}
+
+
+def lcm_before(eta: float = 0.5, sampling: str = "lcm") -> dict[int, Part]:
+    """JettHu's node in a graph that was made for LCM: what its ModelSamplingDiscrete set had no effect."""
+    parts = jetthu(eta=eta)
+    lcm = Part("ModelSamplingDiscrete", {"model": (1, 0)}, [sampling, False], ["MODEL"])
+    return {**parts, 6: parts[6]._replace(inputs={"model": (8, 0)}), 8: lcm}
 
 
 def dfl(sampler: str = "SamplerTCD EulerA", steps: int = 4, gamma: float = 0.5) -> dict[int, Part]:
@@ -91,6 +99,8 @@ API_WIDGETS: dict[str, list[str]] = {
     ],
     "KSamplerSelect": ["sampler_name"],
     "TCDModelSamplingDiscrete": ["steps", "scheduler", "denoise", "eta"],
+    "ModelSamplingDiscrete": ["sampling", "zsnr"],
+    "LoraLoaderModelOnly": ["lora_name", "strength_model"],
     "TCDScheduler": ["steps"],
     "SamplerTCD": ["gamma"],
     "SamplerTCD EulerA": ["gamma"],
@@ -232,3 +242,49 @@ def flat(graph: Json) -> Json:
         link[0] = number
         by_id[link[3]]["inputs"][link[4]]["link"] = number
     return {**graph, "nodes": nodes, "links": joined, "definitions": {}}
+
+
+def face(graph: Json, node: int, widget: str, kind: str, value: Any) -> None:
+    """Shows a widget inside the graph's subgraph on its face, by an input, as newer pages save it."""
+    (inner,) = graph["definitions"]["subgraphs"]
+    instance = next(n for n in graph["nodes"] if n["type"] == inner["id"])
+    target = next(n for n in inner["nodes"] if n["id"] == node)
+    number = 500 + len(inner["inputs"])
+    target["inputs"].append({"name": widget, "type": kind, "widget": {"name": widget}, "link": number})
+    ends = {"origin_id": -10, "origin_slot": len(inner["inputs"]), "target_id": node}
+    inner["links"].append({"id": number, **ends, "target_slot": len(target["inputs"]) - 1, "type": kind})
+    inner["state"]["lastLinkId"] = number
+    inner["inputs"].append({"id": f"face-{widget}", "name": widget, "type": kind, "linkIds": [number]})
+    instance["inputs"].append({"name": widget, "type": kind, "widget": {"name": widget}, "link": None})
+    instance["widgets_values"].append(value)
+
+
+def nested(graph: Json, number: int) -> Json:
+    """The same with the instance `number` of a subgraph in a subgraph of its own, which has the same face."""
+    (inner,) = graph["definitions"]["subgraphs"]
+    instance = next(n for n in graph["nodes"] if n["id"] == number)
+    key = "1f1e1d1c-2222-4222-8333-444455556666"
+    outer: Json = {
+        "id": key, "version": 1, "name": "outer", "revision": 0, "config": {}, "widgets": [],
+        "state": {"lastGroupId": 0, "lastNodeId": number, "lastLinkId": 300, "lastRerouteId": 0},
+        "inputs": [], "outputs": [], "groups": [], "links": [],
+    }  # fmt: skip
+    middle = json.loads(json.dumps(instance))
+    for slot, entry in enumerate(middle["inputs"]):
+        entry["link"] = 100 + slot
+        ends = {"origin_id": -10, "origin_slot": slot, "target_id": number, "target_slot": slot}
+        outer["links"].append({"id": 100 + slot, **ends, "type": entry["type"]})
+        outer["inputs"].append({**inner["inputs"][slot], "id": f"o{slot}", "linkIds": [100 + slot]})
+    for slot, entry in enumerate(middle["outputs"]):
+        entry["links"] = [200 + slot]
+        ends = {"origin_id": number, "origin_slot": slot, "target_id": -20, "target_slot": slot}
+        outer["links"].append({"id": 200 + slot, **ends, "type": entry["type"]})
+        outer["outputs"].append({**inner["outputs"][slot], "id": f"p{slot}", "linkIds": [200 + slot]})
+    outer["nodes"] = [middle]
+    instance |= {"id": number + 1, "type": key, "properties": {}}
+    for link in graph["links"]:
+        for end in (1, 3):
+            link[end] = number + 1 if link[end] == number else link[end]
+    graph["last_node_id"] = number + 1
+    graph["definitions"]["subgraphs"].append(outer)
+    return graph

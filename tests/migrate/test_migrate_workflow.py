@@ -172,7 +172,7 @@ def test_values_are_carried_over():
         (dfl(steps=5000), "steps 5000 has no equal: more than 50"),
         (
             {**BASE, 5: custom((1, 0), (6, 0), (6, 0)), 6: Part("TCDSampler", {}, [], ["SAMPLER"])},
-            "does not know",
+            "no node that this command knows",
         ),
     ],
 )
