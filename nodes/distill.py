@@ -32,6 +32,8 @@ from .ready import ready
 from .runs import inside_input, loras_folder, run_folder
 
 AUTO = "auto"
+S_RANGE = "uniform"
+"""Default of the field `s_range`, and of the setting."""
 KINDS = {"Embedded": "embedded", "SDXL": "sdxl", "SSD1B": "sdxl", "Segmind_Vega": "sdxl"}
 """ComfyUI's class of a model to the row of settings; others take sd15's."""
 DATA = "data.safetensors"
@@ -55,17 +57,13 @@ def encode(clip: Any, prompt: str) -> Any:
 
 
 def settings_of(preset: str, model: Any, text: str, **given: Any) -> DistillConfig:
-    """The settings of a run: the preset's, over them the text, over them what is given and not 0."""
+    """Resolve the settings by `DistillConfig.resolve`; a field at its default counts as not given."""
     if preset == AUTO:
         preset = KINDS.get(type(model.model.model_config).__name__, "sd15")
-    values = {name: value for name, value in given.items() if value not in (0, None)}
+    values = {name: value for name, value in given.items() if value not in (0, None, S_RANGE)}
     for name in ("w_min", "w_max"):  # guidance comes as cfg
         if name in values:
             values[name] = float(values[name]) - 1.0
-    if "w_min" in values and "w_max" not in values:
-        values["w_max"] = max(values["w_min"], PRESETS[preset]["w_max"])
-    if "rank" in values:
-        values["alpha"] = float(values["rank"])
     return DistillConfig.resolve(preset, text=text, **values)
 
 
@@ -264,8 +262,8 @@ class TCDDistill(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "s_range",
-                    options=["uniform", "zero", "phases", "near"],
-                    default="uniform",
+                    options=[S_RANGE, "zero", "phases", "near"],
+                    default=S_RANGE,
                     tooltip="Where jumps of the trajectory end. uniform: anywhere (TCD). zero: at the "
                     "picture (LCM). phases: at the ends of four segments (PCM). near: where 4 steps ask.",
                 ),

@@ -96,6 +96,13 @@ def given(kind: str, name: str, steps: int = 3, more: str = "", **other: Any) ->
     return {**inputs, **other}
 
 
+def settings(text: str, **fields: Any) -> dict[str, Any]:
+    """The settings of a run on a Stable Diffusion 1.5 with this text, and fields at their defaults else."""
+    blank = {"steps": 0, "batch": 0, "rank": 0, "learning_rate": 0.0, "w_min": 0.0, "w_max": 0.0}
+    given_ = {**blank, "s_range": "uniform", "seed": 0, **fields}
+    return pack("distill").settings_of("auto", base("epsilon"), text, **given_).as_dict()
+
+
 def sampled(patcher: Any, kind: str, steps: int = 4) -> Tensor:
     """A picture's latent by the pack's sampler."""
     latent = {"samples": torch.zeros(1, 4, 8, 8)}
