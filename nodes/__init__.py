@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
-from . import compare, dataset, distill, embedded, lora, sampler, save_lora
+from . import compare, dataset, dataset_latents, distill, embedded, lora, sampler, save_lora
 from .routes import add_routes
 from .tcd_sss import register
 from .web_files import add_file_routes
@@ -16,6 +16,7 @@ NODES: list[type[io.ComfyNode]] = [
     *compare.NODES,
     *distill.NODES,
     *dataset.NODES,
+    *dataset_latents.NODES,
     *save_lora.NODES,
 ]
 

@@ -57,6 +57,7 @@ class TCDCompareGrid(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
+                    # Not ControlAfterGenerate.fixed: frontend 1.49.6 makes that word the widget's name.
                     control_after_generate=True,
                     tooltip="The same in every cell and in the reference, and so is the noise.",
                 ),

@@ -107,11 +107,26 @@ def conditioning_of(shard: Mapping[str, Tensor], row: int) -> list[Any]:
 
 
 def shards_of(dataset: Mapping[str, Any]) -> Iterator[tuple[Tensor, list[Any]]]:
-    """The VAE's latents and the CONDITIONING of each shard."""
-    for path in dataset["shards"]:
+    """Yield the VAE's latents `[N, ...]` and the CONDITIONING of each shard: those in memory (`loaded`), then
+    those in files (`shards`).
+    """
+    yield from dataset.get("loaded", ())
+    for path in dataset.get("shards", ()):
         tensors, _ = load_tensors(Path(path))
         rows = range(len(tensors["latents"]))
         yield tensors["latents"], [conditioning_of(tensors, row) for row in rows]
+
+
+def shape_of(dataset: Mapping[str, Any], form: Any) -> tuple[int, ...]:
+    """Give the shape of one latent. ValueError where the model of this latent format has others."""
+    shape = tuple(dataset["latent_shape"])
+    channels, dimensions = form.latent_channels, getattr(form, "latent_dimensions", 2)
+    if shape[0] != channels or len(shape) != 1 + dimensions:
+        raise ValueError(
+            f"dataset: its latents are {list(shape)}, but this model's have {channels} channels and "
+            f"{dimensions} dimensions; encode the pictures with the model's own VAE"
+        )
+    return shape
 
 
 def encode_shard(

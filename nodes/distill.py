@@ -25,15 +25,13 @@ from ..training.shards import shard_of, write_shard
 from ..training.text import lines_of, read_prompts
 from .api import schema
 from .backbone import HostBackbone, alike
-from .dataset import Dataset, shards_of
+from .dataset import Dataset, shape_of, shards_of
 from .lora import apply, read, show
 from .progress import Monitor
 from .ready import ready
 from .runs import inside_input, loras_folder, run_folder
 
 AUTO = "auto"
-S_RANGE = "uniform"
-"""Default of the field `s_range`, and of the setting."""
 KINDS = {"Embedded": "embedded", "SDXL": "sdxl", "SSD1B": "sdxl", "Segmind_Vega": "sdxl"}
 """ComfyUI's class of a model to the row of settings; others take sd15's."""
 DATA = "data.safetensors"
@@ -57,20 +55,24 @@ def encode(clip: Any, prompt: str) -> Any:
 
 
 def settings_of(preset: str, model: Any, text: str, **given: Any) -> DistillConfig:
-    """Resolve the settings by `DistillConfig.resolve`; a field at its default counts as not given."""
+    """The settings of a run: the preset's, over them the text, over them what is given and not 0."""
     if preset == AUTO:
         preset = KINDS.get(type(model.model.model_config).__name__, "sd15")
-    values = {name: value for name, value in given.items() if value not in (0, None, S_RANGE)}
+    values = {name: value for name, value in given.items() if value not in (0, None)}
     for name in ("w_min", "w_max"):  # guidance comes as cfg
         if name in values:
             values[name] = float(values[name]) - 1.0
+    if "w_min" in values and "w_max" not in values:
+        values["w_max"] = max(values["w_min"], PRESETS[preset]["w_max"])
+    if "rank" in values:
+        values["alpha"] = float(values["rank"])
     return DistillConfig.resolve(preset, text=text, **values)
 
 
 def latent_shape(model: Any, width: int, height: int, latent: Any, dataset: Any) -> tuple[int, ...]:
     """Of one sample: the data set's, the connected LATENT's, or that of a picture of this size."""
     if dataset is not None:
-        return tuple(dataset["latent_shape"])
+        return shape_of(dataset, model.get_model_object("latent_format"))
     if latent is not None:
         return tuple(latent["samples"].shape[1:])
     form = model.get_model_object("latent_format")
@@ -243,6 +245,7 @@ class TCDDistill(io.ComfyNode):
                     round=False,
                     tooltip="Peak of AdamW. Too high: pictures decay; too low: blurred. 0: the preset's.",
                 ),
+                # Not one Range: a workflow's saved values of the inputs after it would be read one place off.
                 io.Float.Input(
                     "cfg_min",
                     default=0.0,
@@ -262,8 +265,8 @@ class TCDDistill(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "s_range",
-                    options=[S_RANGE, "zero", "phases", "near"],
-                    default=S_RANGE,
+                    options=["uniform", "zero", "phases", "near"],
+                    default="uniform",
                     tooltip="Where jumps of the trajectory end. uniform: anywhere (TCD). zero: at the "
                     "picture (LCM). phases: at the ends of four segments (PCM). near: where 4 steps ask.",
                 ),
@@ -314,7 +317,8 @@ class TCDDistill(io.ComfyNode):
                 Dataset.Input(
                     "dataset",
                     optional=True,
-                    tooltip="Real pictures from TCD Dataset, instead of the teacher's.",
+                    tooltip="Real pictures from TCD Dataset or TCD Dataset from Latents, instead of the "
+                    "teacher's.",
                 ),
                 io.Vae.Input(
                     "vae",

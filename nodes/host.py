@@ -36,7 +36,7 @@ NEAR = 1e-3
 """Of a timestep: a float32 sigma of the model's table is found again up to this."""
 MAPPINGS = ("IMG_TO_IMG", "IMG_TO_IMG_FLOW")
 """Kinds of prediction below EPS and CONST whose network does not denoise: it maps one picture to another."""
-BETAS = ("linear", "sqrt_linear", "cosine", "sqrt")
+BETAS = ("linear", "sqrt_linear", "cosine", "squaredcos_cap_v2", "sqrt")
 """The lists of betas that the host's ModelSamplingDiscrete can make."""
 OFFICIAL = 50
 """The timesteps that TCD and LCM are distilled on."""

@@ -62,9 +62,7 @@ class DistillConfig:
     weight_decay: float = setting(0.0, "AdamW's; 0 as in diffusers' LCM-LoRA recipe", low=0.0)
     clip: float = setting(1.0, "greatest gradient norm; 0 does not clip", low=0.0)
     rank: int = setting(64, "LoRA rank; 64 in the published TCD LoRA", low=1)
-    alpha: float = setting(
-        0.0, "LoRA alpha; the weight update is scaled by alpha / rank; 0: as rank, as kohya has it", low=0.0
-    )
+    alpha: float = setting(64.0, "LoRA alpha; the weight update is scaled by alpha / rank", low=0.0)
     targets: str = setting(
         "all", "adapted layers: all, linear (no convolutions), attention", ("all", "linear", "attention")
     )
@@ -122,8 +120,6 @@ class DistillConfig:
     def __post_init__(self) -> None:
         for f in fields(self):
             _check_field(f, getattr(self, f.name))
-        if self.alpha == 0:
-            object.__setattr__(self, "alpha", float(self.rank))  # the class is frozen
         if self.w_max < self.w_min:
             raise ValueError(
                 f"w_max {self.w_max} is below w_min {self.w_min}; swap them, or make them equal for "
@@ -155,31 +151,27 @@ class DistillConfig:
     def resolve(
         cls, preset: str = "sdxl", file: Path | None = None, text: str = "", **overrides: Any
     ) -> DistillConfig:
-        """Merge the defaults, a preset's row, a TOML file, a TOML text and single values: the later wins.
-
-        A value of None counts as not given. What a preset cannot know follows what is given, unless it is
-        given itself: a short run warms up for a quarter of its steps at most, and the greatest guidance is
-        never below the least. ValueError for an unknown preset or name, and for broken TOML.
-        """
+        """A preset's row, over it a TOML file or text, over it single values. Unknown names are refused."""
         if preset not in PRESETS:
             raise ValueError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
-        given: dict[str, Any] = {}
+        values: dict[str, Any] = dict(PRESETS[preset])
+        written: set[str] = set()
         for source, toml in (
             (file, "" if file is None else read_text(Path(file))),
             ("settings", text),
         ):
             try:
-                given |= tomllib.loads(toml)
+                given = tomllib.loads(toml)
             except tomllib.TOMLDecodeError as error:
                 raise ValueError(f"{source}: not valid TOML: {error}") from error
-        given |= {k: v for k, v in overrides.items() if v is not None}
-        defaults: dict[str, Any] = {f.name: f.default for f in fields(cls)}
-        values: dict[str, Any] = {**PRESETS[preset], **given}
-        usual: dict[str, Any] = {**defaults, **values}
-        if "warmup" not in given and isinstance(usual["steps"], int):
-            values["warmup"] = min(usual["warmup"], usual["steps"] // 4)
-        if "w_max" not in given and isinstance(usual["w_min"], int | float):
-            values["w_max"] = float(max(usual["w_min"], usual["w_max"]))
+            values |= given
+            written |= given.keys()
+        overrides = {k: v for k, v in overrides.items() if v is not None}
+        values |= overrides
+        if "warmup" not in written | overrides.keys():  # of a preset, which knows nothing of fewer steps
+            usual: dict[str, Any] = {f.name: f.default for f in fields(cls)} | values
+            if isinstance(usual["steps"], int):
+                values["warmup"] = min(usual["warmup"], usual["steps"] // 4)
         return cls.from_mapping(values)
 
     @classmethod
@@ -233,6 +225,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 5e-4,
         "warmup": 20,
         "rank": 16,
+        "alpha": 16.0,
         "w_min": 1.5,  # cfg 3: the most obedient to the prompt; more only takes variety
         "w_max": 2.5,
         "trajectories": 128,
@@ -241,6 +234,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validate_every": 100,
         "average": 0.98,
     },
-    "sd15": {},
-    "sdxl": {"batch": 4, "accumulation": 4},
+    "sd15": {"batch": 16, "w_min": 3.0, "w_max": 8.0},
+    "sdxl": {"batch": 4, "accumulation": 4, "w_min": 3.0, "w_max": 8.0},
 }

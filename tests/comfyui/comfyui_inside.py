@@ -532,6 +532,21 @@ def node_info() -> dict[str, Any]:
     return json.loads(json.dumps({name: node.GET_NODE_INFO_V1() for name, node in ours.items()}))
 
 
+def advanced_inputs() -> dict[str, Any]:
+    """By input: [by the host's own field, by extra_dict], of those that are served as advanced."""
+    import inspect
+
+    from comfy_api.v0_0_2 import io
+
+    found: dict[str, list[bool]] = {}
+    for name, node in nodes.NODE_CLASS_MAPPINGS.items():
+        for given in node.define_schema().inputs if name.startswith("TCD_") else ():
+            if given.as_dict().get("advanced"):
+                own, by_hand = getattr(given, "advanced", None), (given.extra_dict or {}).get("advanced")
+                found[f"{name}.{given.id}"] = [bool(own), bool(by_hand)]
+    return {"has field": "advanced" in inspect.signature(io.Int.Input).parameters, "inputs": found}
+
+
 def overhead(shape: list[int], network: bool, steps: int, repeats: int) -> dict[str, float]:
     """Median seconds of one CPU a step of ours and of core's euler_ancestral, turn by turn.
 

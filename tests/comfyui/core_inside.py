@@ -268,22 +268,6 @@ def with_node(module: str, name: str, given: dict[str, Any]) -> dict[str, Any]:
     return sampled(model.get_model_object("model_sampling"))
 
 
-def distilled(betas: str, factor: float = 1.0) -> list[Tensor]:
-    """Give the whole table of a model with these betas, and that of its lcm twin as the pack finds it.
-
-    `factor`: on the 50 sigmas of the twin, so that it has no whole table.
-    """
-    import comfy.model_sampling
-    import comfyui_inside as inside
-    from comfy_extras.nodes_model_advanced import LCM, ModelSamplingDiscreteDistilled
-
-    config = SimpleNamespace(sampling_settings={"beta_schedule": betas})
-    whole = comfy.model_sampling.ModelSamplingDiscrete(config)
-    twin = type("Sampling", (ModelSamplingDiscreteDistilled, LCM), {})(config)
-    twin.set_sigmas(twin.sigmas * factor)
-    return [whole.sigmas, inside.PACK["nodes.host"]._table(twin)]
-
-
 class Known:
     """A model function whose x0 is known: `share` of the state's mean level, so that it is no constant."""
 

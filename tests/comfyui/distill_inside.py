@@ -96,13 +96,6 @@ def given(kind: str, name: str, steps: int = 3, more: str = "", **other: Any) ->
     return {**inputs, **other}
 
 
-def settings(text: str, **fields: Any) -> dict[str, Any]:
-    """The settings of a run on a Stable Diffusion 1.5 with this text, and fields at their defaults else."""
-    blank = {"steps": 0, "batch": 0, "rank": 0, "learning_rate": 0.0, "w_min": 0.0, "w_max": 0.0}
-    given_ = {**blank, "s_range": "uniform", "seed": 0, **fields}
-    return pack("distill").settings_of("auto", base("epsilon"), text, **given_).as_dict()
-
-
 def sampled(patcher: Any, kind: str, steps: int = 4) -> Tensor:
     """A picture's latent by the pack's sampler."""
     latent = {"samples": torch.zeros(1, 4, 8, 8)}
@@ -430,6 +423,19 @@ def from_dataset(folder: str, name: str, steps: int = 2) -> dict[str, Any]:
     inputs["preset"], inputs["dataset"] = "embedded", data
     _, lora, path, _, losses = run("TCD_Distill", **inputs)
     return {"path": path, "losses": [float(x) for x in losses["loss"]], "keys": len(lora)}
+
+
+def of_latents(latents: Any, conditioning: Any, faulty: str = "stop") -> dict[str, Any]:
+    """What TCD_DatasetFromLatents makes of lists, as a run reads it."""
+    given = {"latents": latents, "conditioning": conditioning, "faulty": [faulty]}
+    data, report = run("TCD_DatasetFromLatents", **given)
+    ((tensor, prompts),) = pack("dataset").shards_of(data)
+    return {"latents": tensor, "prompts": prompts, "report": report, "shape": data["latent_shape"]}
+
+
+def distilled_from(latents: Any, conditioning: Any, name: str) -> Any:
+    data, _ = run("TCD_DatasetFromLatents", latents=latents, conditioning=conditioning, faulty=["stop"])
+    return run("TCD_Distill", **given("epsilon", name, dataset=data))[2]
 
 
 def embedded(name: str, prompts: str, **other: Any) -> dict[str, Any]:

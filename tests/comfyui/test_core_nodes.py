@@ -147,16 +147,5 @@ def test_the_official_end_leaves_the_noise_that_diffusers_does(core: Inside, sam
     assert left == pytest.approx(float(theirs.std()), rel=0.03)
 
 
-@pytest.mark.parametrize("betas", ["linear", "sqrt_linear", "cosine", "sqrt"])
-def test_the_whole_table_of_an_lcm_model_is_that_of_its_model(core: Inside, betas: str):
-    whole, found = core("distilled", betas=betas)
-    assert torch.equal(whole, found)
-
-
-def test_an_lcm_model_of_no_known_table_is_refused_with_advice(core: Inside):
-    with pytest.raises(RuntimeError, match=r"keeps 50 of its 1000 timesteps(?s:.*)take out the node"):
-        core("distilled", betas="linear", factor=1.1)
-
-
 def test_the_sampler_survives_a_reload_of_k_diffusion(core: Inside):
     assert core("reloaded")

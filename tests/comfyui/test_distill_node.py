@@ -256,27 +256,6 @@ def test_the_plan_is_made_for_the_free_memory(inside: Inside):
 
 
 @pytest.mark.parametrize(
-    ("text", "fields", "expected"),
-    [
-        ("", {}, {"rank": 64, "alpha": 64.0, "s_range": "uniform", "w_min": 3.0, "w_max": 8.0}),
-        ("", {"rank": 16}, {"rank": 16, "alpha": 16.0}),
-        ("alpha = 8", {"rank": 16}, {"rank": 16, "alpha": 8.0}),
-        ("rank = 8\nalpha = 4", {"rank": 16}, {"rank": 16, "alpha": 4.0}),
-        ('s_range = "zero"', {}, {"s_range": "zero"}),
-        ('s_range = "zero"', {"s_range": "near"}, {"s_range": "near"}),
-        ("w_max = 5", {"w_min": 3.0}, {"w_min": 2.0, "w_max": 5.0}),
-        ("", {"w_min": 12.0}, {"w_min": 11.0, "w_max": 11.0}),
-        ("seed = 7", {}, {"seed": 7}),
-    ],
-)
-def test_a_field_that_is_set_wins_over_the_text_and_the_text_over_the_preset(
-    inside: Inside, text: str, fields: dict[str, Any], expected: dict[str, Any]
-):
-    found = inside("settings", text=text, **fields)
-    assert {name: found[name] for name in expected} == expected
-
-
-@pytest.mark.parametrize(
     ("given", "named"),
     [
         ({"run_name": "../up"}, "run_name"),

@@ -129,3 +129,16 @@ def test_the_nodes_declare_what_is_promised(inside: Inside):
         for group in info[node]["input"].values():
             for widget, (kind, options, *_) in group.items():
                 assert kind in ("MODEL", "CONDITIONING", "LATENT") or options.get("tooltip"), (node, widget)
+
+
+def test_advanced_inputs_are_declared_by_the_hosts_own_field_where_it_has_one(inside: Inside):
+    found = inside("advanced_inputs")
+    assert len(found["inputs"]) > 10
+    expected = [True, False] if found["has field"] else [False, True]
+    assert [name for name, how in found["inputs"].items() if how != expected] == []
+
+
+def test_no_node_leaves_its_place_in_the_page(inside: Inside):
+    """Newer hosts have fields that move a node out of the list of extensions, or that let it wait."""
+    for name, node in inside("node_info").items():
+        assert not node.get("essentials_category") and not node.get("has_intermediate_output"), name

@@ -43,8 +43,7 @@ def test_train_dry_run_prints_settings_that_can_be_read_back(tmp_path, capsys):
     )
     out = capsys.readouterr().out
     (tmp_path / "again.toml").write_text(out, "utf-8")
-    config = DistillConfig.resolve("embedded", tmp_path / "again.toml")
-    assert config.steps == 7 and config.alpha == config.rank == int(TINY[TINY.index("--rank") + 1])
+    assert DistillConfig.resolve("embedded", tmp_path / "again.toml").steps == 7
     assert "trained parameters" in out and "GiB" in out and "min" in out
     assert not (tmp_path / "run").exists()
 
