@@ -19,7 +19,8 @@ from ..training.formats import Layer, LoraFile, open_lora
 from ..training.known_loras import advice
 from ..training.lora_bases import named
 from ..training.lora_report import base, key_format, recommended, remarks, span
-from .api import prompt_server, schema
+from . import bypass
+from .api import advanced, prompt_server, schema
 from .splus import attach
 
 log = logging.getLogger("comfyui_tcd")
@@ -92,16 +93,22 @@ def fits(layer: Layer, weight: Any) -> bool:
 
 
 def already(patcher: Any, matched: Matched) -> bool:
-    """Whether these very factors patch the weights, whoever loaded them and from whichever file."""
+    """Tell whether these very factors are in the model, whoever loaded them and from whichever file."""
     some = [(k, x.tensors["down"]) for k, x in matched.targets.items() if "down" in x.tensors][:3]
+    beside = bypass.factors(patcher)
     return bool(some) and all(
-        any(_same(patch[1], down) for patch in patcher.patches.get(key, ())) for key, down in some
+        any(_same(there, down) for there in [*_merged(patcher, key), *beside.get(key, ())])
+        for key, down in some
     )
 
 
-def _same(patch: Any, down: Tensor) -> bool:
-    weights = getattr(patch, "weights", None)  # of the host's adapters: up, down, alpha, ...
-    there = weights[1] if isinstance(weights, tuple | list) and len(weights) > 1 else None
+def _merged(patcher: Any, key: str) -> list[Any]:
+    """The down-factors that are merged into a weight, from the host's adapters: up, down, alpha, ..."""
+    all_weights = [getattr(patch[1], "weights", None) for patch in patcher.patches.get(key, ())]
+    return [w[1] for w in all_weights if isinstance(w, tuple | list) and len(w) > 1]
+
+
+def _same(there: Any, down: Tensor) -> bool:
     return isinstance(there, Tensor) and there.shape == down.shape and torch.equal(there.to(down), down)
 
 
@@ -111,8 +118,13 @@ def model_name(model: Any) -> str:
     return named(kind) or kind
 
 
-def apply(model: Any, clip: Any, file: LoraFile, strength: float) -> tuple[Any, Any, list[str]]:
-    """(MODEL, CLIP, report lines). ValueError names the file, what it is, and what to do."""
+def apply(
+    model: Any, clip: Any, file: LoraFile, strength: float, beside: bool = False
+) -> tuple[Any, Any, list[str]]:
+    """Load a LoRA: (MODEL, CLIP, report lines). ValueError names the file, what it is, and what to do.
+
+    `beside`: the model's layers are left as they are, and the LoRA runs beside them (`bypass`).
+    """
     name, kind = file.path.name, model_name(model)
     is_for = f"a LoRA for {base(file)}" if file.bases else "a LoRA for a model that is not known"
     try:
@@ -143,7 +155,13 @@ def apply(model: Any, clip: Any, file: LoraFile, strength: float) -> tuple[Any, 
             attach(patched, name, file.extra, strength)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    return patched, patched_clip if te.targets else clip, report(file, unet, te, clip, twice)
+    lines = report(file, unet, te, clip, twice)
+    if beside:
+        all_of = sum(len(p) - len(model.patches.get(k, ())) for k, p in patched.patches.items())
+        moved = bypass.move(patched, model, name)
+        merged = f"; {all_of - moved} that cannot are merged" if moved < all_of else ""
+        lines.insert(2, f"bypass: {moved} layers run beside the model's weights{merged}")
+    return patched, patched_clip if te.targets else clip, lines
 
 
 def report(file: LoraFile, unet: Matched, te: Matched, clip: Any, twice: bool) -> list[str]:
@@ -218,6 +236,17 @@ class TCDLoraLoader(io.ComfyNode):
                     tooltip="1: as it was distilled. Lower if the model is not the one it was distilled on. "
                     "0: the model is returned unchanged.",
                 ),
+                advanced(
+                    io.Boolean.Input(
+                        "bypass",
+                        default=False,
+                        optional=True,
+                        tooltip="Run the LoRA beside the weights instead of merging it into them: for "
+                        "models of 8 bits or less, whose weights are rounded again after a merge. Takes no "
+                        "copy of the weights and a little more time per step. A checkpoint saved from this "
+                        "MODEL is without the LoRA.",
+                    )
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL"),
@@ -234,11 +263,13 @@ class TCDLoraLoader(io.ComfyNode):
         return f"{path} {stat.st_mtime_ns} {stat.st_size}" if stat else lora_name
 
     @classmethod
-    def execute(cls, model: Any, lora_name: str, strength: float, clip: Any = None) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, lora_name: str, strength: float, clip: Any = None, bypass: bool = False
+    ) -> io.NodeOutput:
         if strength == 0:
             return io.NodeOutput(model, clip, f"{lora_name}: strength 0, not applied")
         file = read(folder_paths.get_full_path_or_raise("loras", lora_name))
-        patched, patched_clip, lines = apply(model, clip, file, strength)
+        patched, patched_clip, lines = apply(model, clip, file, strength, bypass)
         text = "\n".join(lines)
         show(text, cls.hidden.unique_id if cls.hidden else None)
         return io.NodeOutput(patched, patched_clip, text)

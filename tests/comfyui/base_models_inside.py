@@ -467,7 +467,7 @@ def keys(name: str) -> dict[str, tuple[list[int], str]] | None:
     if made is None:
         return None
     try:
-        model = _network(made, config)
+        model = network(made, config)
     except TypeError:
         return None  # the class is there, for other models of its family
     weights: dict[str, Any] = model.state_dict()
@@ -486,20 +486,22 @@ def keys(name: str) -> dict[str, tuple[list[int], str]] | None:
     return found
 
 
-def _network(kind: Any, config: dict[str, Any]) -> Any:
-    """The model on the meta device; without options that an older ComfyUI does not know."""
+def network(
+    kind: Any, config: dict[str, Any], device: str = "meta", dtype: Any = None, compute: Any = None
+) -> Any:
+    """A model of the host's class; without options that an older ComfyUI does not know."""
     import torch
 
     made = kind(dict(config))
-    made.set_inference_dtype(torch.bfloat16, None)
-    made.unet_config.setdefault("dtype", torch.bfloat16)
+    made.set_inference_dtype(dtype or torch.bfloat16, compute)
     try:
-        return made.get_model({}, "", device=torch.device("meta"))
+        return made.get_model({}, "", device=torch.device(device))
     except TypeError as error:
         found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if not found or found[1] not in config:
             raise
-        return _network(kind, {key: value for key, value in config.items() if key != found[1]})
+        rest = {key: value for key, value in config.items() if key != found[1]}
+        return network(kind, rest, device, dtype, compute)
 
 
 def main() -> None:

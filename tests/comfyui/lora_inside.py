@@ -115,13 +115,13 @@ def pack() -> Any:
     return sys.modules[node().__module__]
 
 
-def execute(patcher: Any, name: str, strength: float, text_encoder: Any = None) -> Any:
+def execute(patcher: Any, name: str, strength: float, text_encoder: Any = None, bypass: bool = False) -> Any:
     from comfy_api.v0_0_2 import io
 
     hidden = {io.Hidden.unique_id: "7"}
     # As the executor does, of 0.3.64 and of newer hosts.
     made = node().PREPARE_CLASS_CLONE({**hidden, "hidden_inputs": hidden})
-    return made.execute(patcher, name, strength, text_encoder).args
+    return made.execute(patcher, name, strength, text_encoder, bypass).args
 
 
 def load(base: str, name: str, strength: float = 1.0, channels: int = 4, with_clip: str = "") -> Any:
@@ -242,7 +242,8 @@ def info() -> dict[str, Any]:
     return json.loads(json.dumps(node().GET_NODE_INFO_V1()))
 
 
-def main() -> None:
+def main(functions: dict[str, Any] | None = None) -> None:
+    """`functions`: of another script, which takes these beside its own."""
     host, folder, loras = sys.argv[1:4]
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -257,7 +258,7 @@ def main() -> None:
 
     folder_paths.add_model_folder_path("loras", loras)
     send(answers, [asyncio.run(nodes.load_custom_node(folder)), None])
-    serve(answers, globals())
+    serve(answers, functions or globals())
 
 
 if __name__ == "__main__":

@@ -229,5 +229,5 @@ def test_the_node_s_declaration(inside: Inside, loras: Path):
     info = inside("info")
     assert info["display_name"] == "TCD LoRA Loader" and info["category"] == "TCD/loaders"
     assert set(info["input"]["required"]) == {"model", "lora_name", "strength"}
-    assert set(info["input"]["optional"]) == {"clip"}
+    assert set(info["input"]["optional"]) == {"clip", "bypass"}
     assert info["output"] == ["MODEL", "CLIP", "STRING"]
