@@ -4,41 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import comfy.lora
-import comfy.sd
 import folder_paths
-import torch
 from comfy_api.v0_0_2 import io
-from torch import Tensor
 
-from ..training.formats import Layer, LoraFile, open_lora
+from ..training.formats import LoraFile, open_lora
 from ..training.known_loras import advice
 from ..training.lora_bases import named
 from ..training.lora_report import base, key_format, recommended, remarks, span
 from . import bypass
 from .api import advanced, prompt_server, schema
+from .lora_match import Matched, Space, already, match
 from .splus import attach
 
 log = logging.getLogger("comfyui_tcd")
 
+TWICE = "this LoRA is in the model already: the strengths add up"
 KEPT_FILES = 2
 _files: OrderedDict[tuple[str, int, int], LoraFile] = OrderedDict()
-
-FIRST = ("conv_in", "input_blocks.0.0")
-"""The only layer whose shape inpaint and edit models change."""
-SUFFIXES = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight"}
-
-
-class Matched(NamedTuple):
-    """What of a file is for which weights of a model."""
-
-    tensors: dict[str, Tensor]  # under keys that the host knows
-    targets: dict[str, Layer]  # by the key of the weight
-    left: list[Layer]  # without a counterpart, or of another shape
 
 
 def read(path: str) -> LoraFile:
@@ -53,65 +40,6 @@ def read(path: str) -> LoraFile:
     return _files[key]
 
 
-def host_keys(layer: Layer) -> list[str]:
-    """The keys under which the host may know a layer; diffusers' dotted attention is known by none."""
-    flat = layer.name.replace(".", "_")
-    if layer.part == "unet":
-        return [f"lora_unet_{flat}", layer.raw, layer.name]
-    return [f"lora_te1_{flat}", f"lora_te_{flat}"] if layer.part == "te1" else [f"lora_te2_{flat}"]
-
-
-def match(layers: list[Layer], key_map: Mapping[str, Any], state: Mapping[str, Any]) -> Matched:
-    """The weight of each layer. ValueError where one has another shape: the LoRA is of another model."""
-    found = Matched({}, {}, [])
-    wrong: list[str] = []
-    for layer in layers:
-        key = next((k for k in host_keys(layer) if k in key_map), None)
-        target = key_map[key] if key else None
-        weight = state.get(target) if isinstance(target, str) else None  # else a slice of one
-        if target is None or (not fits(layer, weight) and layer.name in FIRST):
-            found.left.append(layer)
-            continue
-        if not fits(layer, weight):
-            shapes = [list(x or ()) for x in (layer.shape, getattr(weight, "shape", None))]
-            wrong.append(f"{layer.name} is for {shapes[0]}, the weight is {shapes[1]}")
-        found.targets[target if isinstance(target, str) else target[0]] = layer
-        tensors = {f"{key}.{SUFFIXES.get(role, role)}": t for role, t in layer.tensors.items()}
-        if layer.alpha is not None:
-            tensors[f"{key}.alpha"] = torch.tensor(layer.alpha)
-        found.tensors.update(tensors)
-    if wrong:
-        raise ValueError(f"{len(wrong)} of {len(layers)} layers do not fit: {wrong[0]}")
-    return found
-
-
-def fits(layer: Layer, weight: Any) -> bool:
-    """By shape, where that can be told: packed weights (quantized to integers) have another."""
-    if weight is None or layer.shape is None or not weight.is_floating_point() or not weight.ndim:
-        return True
-    return layer.shape == (weight.shape[0], weight.numel() // max(weight.shape[0], 1))
-
-
-def already(patcher: Any, matched: Matched) -> bool:
-    """Tell whether these very factors are in the model, whoever loaded them and from whichever file."""
-    some = [(k, x.tensors["down"]) for k, x in matched.targets.items() if "down" in x.tensors][:3]
-    beside = bypass.factors(patcher)
-    return bool(some) and all(
-        any(_same(there, down) for there in [*_merged(patcher, key), *beside.get(key, ())])
-        for key, down in some
-    )
-
-
-def _merged(patcher: Any, key: str) -> list[Any]:
-    """The down-factors that are merged into a weight, from the host's adapters: up, down, alpha, ..."""
-    all_weights = [getattr(patch[1], "weights", None) for patch in patcher.patches.get(key, ())]
-    return [w[1] for w in all_weights if isinstance(w, tuple | list) and len(w) > 1]
-
-
-def _same(there: Any, down: Tensor) -> bool:
-    return isinstance(there, Tensor) and there.shape == down.shape and torch.equal(there.to(down), down)
-
-
 def model_name(model: Any) -> str:
     """Call a MODEL as `lora_bases` does, or as ComfyUI's class where that does not know it."""
     kind = type(model.model.model_config).__name__
@@ -121,72 +49,82 @@ def model_name(model: Any) -> str:
 def apply(
     model: Any, clip: Any, file: LoraFile, strength: float, beside: bool = False
 ) -> tuple[Any, Any, list[str]]:
-    """Load a LoRA: (MODEL, CLIP, report lines). ValueError names the file, what it is, and what to do.
+    """Patch copies of the model and of CLIP: (MODEL, CLIP, report lines). CLIP is returned as it is where the
+    file has nothing for it. ValueError names the file, what it is, and what to do.
 
     `beside`: the model's layers are left as they are, and the LoRA runs beside them (`bypass`).
     """
     name, kind = file.path.name, model_name(model)
     is_for = f"a LoRA for {base(file)}" if file.bases else "a LoRA for a model that is not known"
+    unet = Space(model.model, comfy.lora.model_lora_keys_unet(model.model, {}))
+    text = None
+    if clip is not None:
+        stage = clip.cond_stage_model
+        text = Space(stage, comfy.lora.model_lora_keys_clip(stage, {}))
     try:
-        key_map = comfy.lora.model_lora_keys_unet(model.model, {})
-        unet = match(file.unet, key_map, model.model.state_dict())
-        te = Matched({}, {}, file.text_encoders)
-        if clip is not None and file.text_encoders:
-            stage = clip.cond_stage_model
-            te = match(te.left, comfy.lora.model_lora_keys_clip(stage, {}), stage.state_dict())
+        matched = match(file, unet, text)
     except ValueError as error:
         raise ValueError(
             f"{name}: {is_for}, but the model is {kind}; {error}. Load it with a model that it was made for"
         ) from error
-    if not unet.targets and not te.targets:
+    if not matched.patches:
         count = f"none of its {len(file.layers)} layers is in this model ({kind})"
         if not file.unet:
             count = "it has layers of text encoders only; connect CLIP"
         raise ValueError(f"{name}: {is_for}, {key_format(file)} keys; {count}")
-    twice = already(model, unet)
-    patched, patched_clip = comfy.sd.load_lora_for_models(
-        model, clip if te.targets else None, {**unet.tensors, **te.tensors}, strength, strength
-    )
-    lost = [k for k in unet.targets if len(patched.patches.get(k, ())) <= len(model.patches.get(k, ()))]
-    if lost:
-        raise ValueError(f"{name}: ComfyUI did not take {len(lost)} layers that it knows, such as {lost[0]}")
+    twice = already(model, matched)
+    patched, patched_clip, lost = _patched(model, clip, matched, strength)
     if file.needs_target:
         try:
             attach(patched, name, file.extra, strength)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    lines = report(file, unet, te, clip, twice)
+    warnings = [TWICE] if twice else []
+    if lost:
+        warnings.insert(0, f"{len(lost)} weights that it changes are not in this model, such as {lost[0]}")
+    lines = report(file, matched, clip, warnings)
     if beside:
         all_of = sum(len(p) - len(model.patches.get(k, ())) for k, p in patched.patches.items())
         moved = bypass.move(patched, model, name)
         merged = f"; {all_of - moved} that cannot are merged" if moved < all_of else ""
         lines.insert(2, f"bypass: {moved} layers run beside the model's weights{merged}")
-    return patched, patched_clip if te.targets else clip, lines
+    return patched, patched_clip, lines
 
 
-def report(file: LoraFile, unet: Matched, te: Matched, clip: Any, twice: bool) -> list[str]:
-    """What the node shows: what was found, what fits, what is recommended; warnings also go to the log."""
-    used = [*unet.targets.values(), *te.targets.values()]
-    keys = sum(len(layer.tensors) for layer in used)
+def _patched(model: Any, clip: Any, matched: Matched, strength: float) -> tuple[Any, Any, list[str]]:
+    """Patch copies of the model and of CLIP: (MODEL, CLIP, keys of weights that neither has)."""
+    patched, patched_clip = model.clone(), None if clip is None else clip.clone()
+    of_clip: set[Any] = set()
+    lost: list[str] = []
+    for made in matched.patches:
+        taken = set(patched.add_patches(made, strength))
+        if patched_clip is not None:
+            of_clip.update(patched_clip.add_patches(made, strength))
+        lost += [t if isinstance(t, str) else t[0] for t in made if t not in taken | of_clip]
+    return patched, patched_clip if of_clip else clip, lost
+
+
+def report(file: LoraFile, matched: Matched, clip: Any, more: list[str]) -> list[str]:
+    """Say what was found, what fits, what is recommended, and what to beware of, also in the log."""
     tip = advice(file)
-    alpha = span((x.alpha for x in file.layers), "none")
+    alpha = span((x.alpha for x in file.layers), "none (scale 1)")
     lines = [
         f"{file.path.name}: {base(file)}, rank {span(x.rank for x in file.layers)}, alpha {alpha}, "
         f"{key_format(file)} keys",
-        f"matched {keys} of {file.keys} keys, {len(used)} of {len(file.layers)} layers",
+        f"matched {matched.keys} of {file.keys} keys, {len(matched.used)} of {len(file.layers)} layers",
         f"recommended: {recommended(tip)}" if tip else "recommended settings: not known for this file",
     ]
-    warnings = remarks(file)
-    if unet.left:
-        warnings.append(f"{len(unet.left)} layers are not in this model, such as {unet.left[0].raw}")
-    if te.left:
+    extra = {k: t for k, t in file.extra.items() if k not in matched.extra}
+    warnings = remarks(replace(file, extra=extra))
+    if left := [layer for layer in matched.left if layer.part == "unet"]:
+        warnings.append(f"{len(left)} layers are not in this model, such as {left[0].raw}")
+    if left := [layer for layer in matched.left if layer.part != "unet"]:
         why = "CLIP is not connected" if clip is None else "they are not in this CLIP"
-        warnings.append(f"{len(te.left)} layers of text encoders are not used: {why}")
-    if twice:
-        warnings.append("this LoRA is in the model already: the strengths add up")
-    for text in warnings:
-        log.warning("%s: %s", file.path.name, text)
-    return [*lines, *(f"warning: {text}" for text in warnings)]
+        warnings.append(f"{len(left)} layers of text encoders are not used: {why}")
+    warnings += more
+    for warning in warnings:
+        log.warning("%s: %s", file.path.name, warning)
+    return [*lines, *(f"warning: {warning}" for warning in warnings)]
 
 
 def show(text: str, node: str | None) -> None:

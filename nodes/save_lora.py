@@ -15,6 +15,7 @@ from torch import Tensor
 from ..training.checkpoint import save_tensors, sweep
 from ..training.distill import LORA
 from ..training.formats import FORMATS, LoraFile, convert, open_lora
+from ..training.lora_keys import suffix
 from .api import advanced, schema
 from .lora import show
 from .runs import NAME, check_name, loras_folder, run_folder
@@ -51,14 +52,9 @@ def source(path: str) -> Path:
 def converted(file: LoraFile, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """In the format `form`; a network that has no names in other formats keeps those of the host."""
     if form == "kohya" and file.architecture is None and all(f.startswith("kohya") for f in file.formats):
-        own = {f"{x.raw}.{role}": t for x in file.layers for role, t in _kohya(x.tensors).items()}
+        own = {f"{x.raw}.{suffix(role)}": t for x in file.layers for role, t in x.tensors.items()}
         return {**own, **file.extra}, dict(file.metadata)
     return convert(file, form)
-
-
-def _kohya(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    names = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight"}
-    return {names.get(role, role): tensor for role, tensor in tensors.items()}
 
 
 def free_name(folder: Path, name: str) -> Path:

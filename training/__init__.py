@@ -11,8 +11,9 @@ Read in this order:
 * `processes`, `reading`: a run by several processes, and figures that do not hold up the device
 * `run`, `about`, `cli`, `text`: a run from start to end, what its LoRA says of itself, what a user writes
 
-LoRA files, anyone's: `formats` reads and converts them, by the keys of `lora_keys`, the layers of
-`unet_layers` and what `lora_content` makes of a file; `lora_bases` tells the base model by base_models.json;
-`lora_report` and `known_loras` say what they are and how to sample with them; `inspect_lora` and
+LoRA files, anyone's: `formats` reads and converts them, by the keys of `lora_keys`, the adapters of
+`lora_layer`, the layers of `unet_layers`, the settings of `lora_settings` and what `lora_content` makes of a
+file; `lora_bases` tells the base model by base_models.json; `lora_report` and `known_loras` say what they are
+and how to sample with them; `inspect_lora` and
 `convert_lora` are their commands.
 """

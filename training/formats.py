@@ -5,15 +5,11 @@ Only safetensors are read: a pickle runs code.
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,56 +30,15 @@ from .lora_keys import (
     table,
     te_prefix,
 )
+from .lora_layer import PLAIN, Layer, by_output, rank_of, whole_kronecker
+from .lora_settings import Settings, read_settings
 from .splus import PREFIX as TARGET_EMBEDDING
-from .text import read_text
 from .unet_layers import ARCHITECTURES, SD2, Architecture
 
 __all__ = ["FORMATS", "Layer", "LoraFile", "convert", "open_lora"]
 
 # Metadata about bytes that a conversion changes, and about the alpha that it puts elsewhere.
 _STALE = ("lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
-_PLAIN = {"down", "up", "alpha"}
-_MODELS = {"unet": "unet.", "te1": "text_encoder.", "te2": "text_encoder_2."}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer's adapter."""
-
-    part: str  # unet, te1, te2
-    name: str  # canonical if `known`, else as the file has it
-    known: bool
-    style: str  # key of FORMATS
-    raw: str  # the layer's key in the file, without the suffixes
-    tensors: Mapping[str, Tensor]  # by role: down, up, alpha, or what else the file has
-    alpha: float | None  # None: the file has none, so the scale is 1
-
-    @property
-    def plain(self) -> bool:
-        """An ordinary LoRA: two factors and a scale."""
-        return "down" in self.tensors and set(self.tensors) <= _PLAIN
-
-    @property
-    def rank(self) -> int | None:
-        down = self.tensors.get("down")
-        return None if down is None else down.shape[0]
-
-    @property
-    def scale(self) -> float:
-        return 1.0 if self.alpha is None or not self.rank else self.alpha / self.rank
-
-    @property
-    def shape(self) -> tuple[int, int] | None:
-        """Rows and columns of the weight it is for, as a matrix; None where only the host can tell."""
-        down, up, mid = (self.tensors.get(role) for role in ("down", "up", "mid"))
-        if down is None or up is None or "reshape_weight" in self.tensors:
-            return None
-        return up.shape[0], down[0].numel() * (1 if mid is None else mid[0, 0].numel())
-
-    def delta(self) -> Tensor:
-        """What a plain layer adds to the weight at strength 1, as a matrix in float32."""
-        up, down = self.tensors["up"].float().flatten(1), self.tensors["down"].float().flatten(1)
-        return self.scale * (up @ down)
 
 
 @dataclass(frozen=True)
@@ -94,6 +49,7 @@ class LoraFile:
     metadata: Mapping[str, str]
     layers: tuple[Layer, ...]
     extra: Mapping[str, Tensor]  # tensors that belong to no layer
+    tensors: Mapping[str, Tensor]  # all, under the file's own keys
 
     @property
     def unet(self) -> list[Layer]:
@@ -106,7 +62,7 @@ class LoraFile:
     @property
     def keys(self) -> int:
         """Number of tensors in the file."""
-        return sum(len(layer.tensors) for layer in self.layers) + len(self.extra)
+        return len(self.tensors)
 
     @property
     def needs_target(self) -> bool:
@@ -134,9 +90,7 @@ def open_lora(path: Path) -> LoraFile:
     path = Path(path)
     check_content(path)
     tensors, metadata = load_tensors(path)
-    alphas = _alphas_beside(path, metadata)
-    found: dict[tuple[str, str], dict[str, Tensor]] = {}
-    seen: dict[tuple[str, str], dict[str, str]] = {}  # the key of each role
+    found: dict[tuple[str, str], dict[str, str]] = {}  # the key of each role
     extra: dict[str, Tensor] = {}
     for text, tensor in tensors.items():
         parsed = split(text)
@@ -145,25 +99,52 @@ def open_lora(path: Path) -> LoraFile:
             continue
         raw, role = parsed
         place = resolve(raw)[:2]
-        parts, keys = found.setdefault(place, {}), seen.setdefault(place, {})
-        if role in parts:
+        keys = found.setdefault(place, {})
+        if role in keys:
             raise ValueError(
                 f"{path}: layer {place[1]} is in it twice, as {keys[role]!r} and {text!r}; drop one"
             )
-        parts[role], keys[role] = tensor, text
-    if not any(WEIGHTS.search(role) for parts in found.values() for role in parts):
+        keys[role] = text
+    if not any(WEIGHTS.search(role) for keys in found.values() for role in keys):
         raise ValueError(f"{path}: no LoRA keys in it; {what_tensors(tensors)}")
-    made: list[Layer] = []
-    for (part, name), parts in found.items():
-        _check_layer(path, name, parts)
-        text = next(seen[part, name][role] for role in sorted(parts, key=lambda role: role == "alpha"))
-        raw = (split(text) or (text, ""))[0]
-        _, _, known, prefix = resolve(raw)
-        alpha = float(parts["alpha"]) if "alpha" in parts else None
-        if alpha is None and "down" in parts:
-            alpha = alphas(part, name, parts["down"].shape[0])
-        made.append(Layer(part, name, known, style(prefix, text, name), raw, parts, alpha))
-    return LoraFile(path, metadata, tuple(made), extra)
+    settings = read_settings(path, metadata)
+    layers = tuple(_layer(path, place, keys, tensors, settings) for place, keys in found.items())
+    return LoraFile(path, metadata, layers, extra, tensors)
+
+
+def _layer(
+    path: Path,
+    place: tuple[str, str],
+    keys: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    settings: Settings,
+) -> Layer:
+    """Make a layer of the file's `keys`, by role: what peft alone writes becomes what LyCORIS would write."""
+    part, name = place
+    parts = {role: tensors[text] for role, text in keys.items()}
+    for role in _TURNED.keys() & parts.keys():
+        parts[_TURNED[role]] = parts.pop(role).T
+    _check_layer(path, name, parts)
+    text = keys[min(keys, key=lambda role: (role == "alpha", role not in ("down", "up")))]
+    raw = (split(text) or (text, ""))[0]
+    _, _, known, prefix = resolve(raw)
+    rank = rank_of(parts)
+    alpha = float(parts["alpha"]) if "alpha" in parts else None
+    scale = None if alpha is None or not rank else alpha / rank
+    if alpha is None and (scale := settings.scale(raw, rank)) is not None and rank:
+        alpha = scale * rank
+    if any(role.startswith("lokr") for role in parts):
+        parts = whole_kronecker(parts, scale)
+    if "magnitude" in parts:
+        ndim = parts["down"].ndim if "down" in parts else 2
+        parts["dora_scale"] = parts.pop("magnitude").reshape(-1, *[1] * (ndim - 1))
+    if "up_bias" in parts:
+        parts["diff_b"] = _folded(parts.pop("up_bias"), scale or 1.0)
+    return Layer(part, name, known, style(prefix, text, name), raw, parts, alpha, tuple(keys.values()))
+
+
+# peft's factors of an embedding are those of its transposed weight.
+_TURNED = {"embedding_A": "up", "embedding_B": "down"}
 
 
 def _check_layer(path: Path, name: str, parts: Mapping[str, Tensor]) -> None:
@@ -182,38 +163,6 @@ def _check_layer(path: Path, name: str, parts: Mapping[str, Tensor]) -> None:
             f"{path}: layer {name} has factors that do not fit, {list(up.shape)} and {list(down.shape)}; "
             "the file is damaged"
         )
-
-
-def _alphas_beside(path: Path, metadata: Mapping[str, str]) -> Callable[[str, str, int], float | None]:
-    """Alpha of (part, name, rank) where diffusers and peft keep it: in the metadata, or in
-    `adapter_config.json` beside peft's `adapter_model.safetensors`.
-    """
-    beside = path.with_name("adapter_config.json")
-    text = metadata.get("lora_adapter_metadata")
-    if text is None and path.name == "adapter_model.safetensors" and beside.is_file():
-        text = read_text(beside)
-    try:
-        configs: Any = json.loads(text or "{}")
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: the adapter's settings, which hold alpha, are no JSON ({error})"
-        ) from error
-    if not isinstance(configs, dict):
-        raise ValueError(f"{path}: the adapter's settings, which hold alpha, are no JSON object")
-
-    def alpha(part: str, name: str, rank: int) -> float | None:
-        model = _MODELS[part]
-        mine = {k.removeprefix(model): v for k, v in configs.items() if k.startswith(model)} or configs
-        value = mine.get("lora_alpha")
-        for pattern, special in (mine.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", name):  # as peft matches
-                value = special
-                break
-        if value is None:
-            return None
-        return float(value) * (math.sqrt(rank) if mine.get("use_rslora") else 1.0)
-
-    return alpha
 
 
 def convert(file: LoraFile, to: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -235,13 +184,15 @@ def convert(file: LoraFile, to: str) -> tuple[dict[str, Tensor], dict[str, str]]
         raise ValueError(f"{file.path}: {lost[0]!r} has no known counterpart in {to}")
     out: dict[str, Tensor] = dict(file.extra)
     for layer in file.layers:
-        if not layer.plain and not fmt.alpha:
-            odd = ", ".join(sorted(set(layer.tensors) - _PLAIN))
+        if odd := _without_keys(layer, to):
+            odd = ", ".join(sorted(odd))
             raise ValueError(f"{file.path}: {to} has no keys for {odd} (layer {layer.name}); choose kohya")
         base = _base(file, layer, fmt, unet)
         for role, tensor in layer.tensors.items():
             if role == "up" and not fmt.alpha:
                 tensor = _folded(tensor, layer.scale)
+            if role == "dora_scale" and not fmt.alpha:
+                tensor = _magnitude(tensor)
             if role != "alpha":
                 out[key(base, role, fmt)] = tensor.contiguous()
         alpha = layer.alpha if layer.alpha is not None else layer.rank
@@ -252,6 +203,20 @@ def convert(file: LoraFile, to: str) -> tuple[dict[str, Tensor], dict[str, str]]
     if not fmt.alpha and "ss_network_alpha" in metadata and len(ranks) == 1:
         metadata["ss_network_alpha"] = str(float(ranks.pop()))
     return out, metadata
+
+
+def _without_keys(layer: Layer, to: str) -> set[str]:
+    """Name the roles of `layer` that the format `to` has no keys for; peft's DoRA is by output channels."""
+    if FORMATS[to].alpha:
+        return set()
+    dora = layer.tensors.get("dora_scale")
+    named = dora is not None and by_output(dora) and to != "diffusers-old"
+    return set(layer.tensors) - PLAIN - ({"dora_scale"} if named else set())
+
+
+def _magnitude(dora_scale: Tensor) -> Tensor:
+    """Turn LyCORIS' `[out, 1, ...]` into peft's `[out]`, for a convolution `[1, out, 1, 1]`."""
+    return dora_scale.flatten() if dora_scale.ndim < 3 else dora_scale.transpose(0, 1)
 
 
 def _base(file: LoraFile, layer: Layer, fmt: Format, unet: Architecture | None) -> str:

@@ -19,7 +19,7 @@ from .lora_keys import table
 from .unet_layers import ARCHITECTURES, SDXL, SSD1B, Architecture
 
 if TYPE_CHECKING:
-    from .formats import Layer
+    from .lora_layer import Layer
 
 MANY = 4
 """More candidates than this say nothing: the answer is "unknown"."""

@@ -9,7 +9,7 @@ import re
 from functools import cache
 from typing import NamedTuple
 
-from .unet_layers import ARCHITECTURES, Architecture, Names, layers
+from .unet_layers import ARCHITECTURES, Architecture, Names, all_layers
 
 
 class Format(NamedTuple):
@@ -62,18 +62,23 @@ FORMATS: dict[str, Format] = {
 # What stands before a layer's name in a key, the part of the model it means, and whether the name is flat.
 _PREFIXES = (
     ("lora_unet_", "unet", True),
+    ("lora_transformer_", "unet", True),
     ("lycoris_", "unet", True),
     ("lora_te1_", "te1", True),
     ("lora_te2_", "te2", True),
+    ("lora_te3_", "te3", True),
     ("lora_te_", "te1", True),
     ("text_encoders.clip_l.transformer.", "te1", False),
     ("text_encoders.clip_h.transformer.", "te1", False),
     ("text_encoders.clip_g.transformer.", "te2", False),
+    ("text_encoders.", "te", False),  # of another kind than CLIP, which ComfyUI calls by its name
+    ("text_encoder_3.", "te3", False),
     ("text_encoder_2.", "te2", False),
     ("text_encoder.", "te1", False),
     ("model.diffusion_model.", "unet", False),
     ("diffusion_model.", "unet", False),
     ("unet.", "unet", False),
+    ("transformer.", "unet", False),
     ("", "unet", False),
 )
 EMBEDDING = "bundle_emb."
@@ -83,29 +88,52 @@ _FACTOR = re.compile(
     r"[._]lora(?:_linear_layer)?[._](?P<which>down|up|mid|A|B)(?:\.(?!bias$)[^.]+)??(?:\.weight)?$"
 )
 _ROLES = {"down": "down", "A": "down", "up": "up", "B": "up", "mid": "mid"}
+# What peft alone writes, in shapes of its own: `formats` brings them into those of the other roles.
+_PEFT_ONLY = (
+    (re.compile(r"\.lora_embedding_A(?:\.[^.]+)?$"), "embedding_A"),
+    (re.compile(r"\.lora_embedding_B(?:\.[^.]+)?$"), "embedding_B"),
+    (re.compile(r"\.lora_B(?:\.[^.]+)?\.bias$"), "up_bias"),
+    (re.compile(r"\.lora_magnitude_vector(?:\.[^.]+)??(?:\.weight)?$"), "magnitude"),
+)
 # Of a layer, too: its scale, and what other adapters (LyCORIS, DoRA) and full differences are made of.
 _OTHER = re.compile(
-    r"\.(?P<role>alpha|dora_scale|lora_magnitude_vector|reshape_weight|diff|diff_b|set_weight|w_norm|b_norm|"
+    r"\.(?P<role>alpha|dora_scale|reshape_weight|diff|diff_b|set_weight|w_norm|b_norm|"
     r"(?:hada|lokr)_[wt][12](?:_[ab])?|oft_blocks|oft_diag|rescale|a[12]|b[12])(?:\.weight)?$"
 )
-WEIGHTS = re.compile(r"^(up|hada_w1|lokr_w1|oft_|diff|set_weight|w_norm|[ab][12])")
+WEIGHTS = re.compile(r"^(up|embedding_A|hada_w1|lokr_w1|oft_|diff|set_weight|w_norm|[ab][12])")
 """Roles without which a file changes no weight."""
 _TE_LAYER = re.compile(
-    r"^text_model_encoder_layers_(\d+)_(self_attn|mlp)_(q_proj|k_proj|v_proj|out_proj|fc1|fc2)$"
+    r"^text_model_encoder_layers_(\d+)_"
+    r"(?:(self_attn|mlp)_(q_proj|k_proj|v_proj|out_proj|fc1|fc2)|(layer_norm[12]))$"
 )
 _TE_OLD = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
+_LYCORIS = {
+    "down": "lora_down.weight",
+    "up": "lora_up.weight",
+    "mid": "lora_mid.weight",
+    **{role: f"{role}.weight" for role in ("a1", "a2", "b1", "b2")},
+}
+
+
 def split(text: str) -> tuple[str, str] | None:
-    """Split a key into the layer's and the suffix's role; None if it is no adapter's key."""
+    """Split a key into (what stands before its suffix, the suffix's role); None if it is no adapter's."""
     if text.startswith(EMBEDDING):
         return None  # whose trigger word may look like a suffix
     if factor := _FACTOR.search(text):
         return text[: factor.start()], _ROLES[factor["which"]]
+    for pattern, role in _PEFT_ONLY:
+        if found := pattern.search(text):
+            return text[: found.start()], role
     if other := _OTHER.search(text):
-        role = other["role"]
-        return text[: other.start()], "dora_scale" if role == "lora_magnitude_vector" else role
+        return text[: other.start()], other["role"]
     return None
+
+
+def suffix(role: str) -> str:
+    """Name what kohya, LyCORIS and ComfyUI write after a layer's key for a role."""
+    return _LYCORIS.get(role, role)
 
 
 def resolve(raw: str) -> tuple[str, str, bool, str]:
@@ -119,10 +147,19 @@ def resolve(raw: str) -> tuple[str, str, bool, str]:
     if part == "unet" and bare.startswith(("text_model.", "encoder.layers.")):
         part = "te1"  # a peft file of a text encoder alone
     if part == "unet":
-        name = _flat_names().get(bare, bare) if flat else _plain_attention(bare)
+        name = _unet_name(bare) if flat else _plain_attention(bare)
         return part, name, name in known_names(), prefix
     name = _te_name(bare, flat)
-    return part, name, name.startswith("text_model.encoder.layers."), prefix
+    known = part in ("te1", "te2") and name.startswith("text_model.encoder.layers.")
+    return part, name, known, prefix
+
+
+def _unet_name(flat: str) -> str:
+    """Give the dotted name of a flat one. In those that diffusers makes, the last dot can be left:
+    `..._attn1.to_q.lora_magnitude_vector` beside `..._attn1_to_q.lora_down.weight`.
+    """
+    flat = flat.replace(".", "_")
+    return _flat_names().get(flat, flat)
 
 
 def _plain_attention(name: str) -> str:
@@ -133,8 +170,9 @@ def _plain_attention(name: str) -> str:
 
 def _te_name(name: str, flat: bool) -> str:
     if flat:
-        found = _TE_LAYER.match(name)
-        return f"text_model.encoder.layers.{found[1]}.{found[2]}.{found[3]}" if found else name
+        found = _TE_LAYER.match(name.replace(".", "_"))
+        inner = found and (found[4] or f"{found[2]}.{found[3]}")
+        return f"text_model.encoder.layers.{found[1]}.{inner}" if found else name
     if name.startswith("encoder.layers."):
         name = f"text_model.{name}"
     stem, _, last = name.rpartition(".")
@@ -164,7 +202,7 @@ def naming(name: str) -> str:
 @cache
 def table(unet: Architecture) -> dict[str, Names]:
     """Layers by either name."""
-    return {name: row for row in layers(unet) for name in (row.ldm, row.diffusers)}
+    return {name: row for row in all_layers(unet) for name in (row.ldm, row.diffusers)}
 
 
 @cache
@@ -174,7 +212,7 @@ def known_names() -> frozenset[str]:
 
 @cache
 def _ldm_names() -> frozenset[str]:
-    return frozenset(row.ldm for a in ARCHITECTURES for row in layers(a))
+    return frozenset(row.ldm for a in ARCHITECTURES for row in all_layers(a))
 
 
 @cache
@@ -191,14 +229,16 @@ def te_prefix(fmt: Format, second: bool, alone: bool, sd2: bool) -> str:
 
 
 def key(base: str, role: str, fmt: Format) -> str:
-    """The key of one tensor of a layer, from the layer's key without a suffix."""
+    """Make the key of one tensor of a layer from the layer's key without a suffix."""
+    if role == "dora_scale" and fmt.down == _PEFT[0]:
+        return f"{base}.lora_magnitude_vector"
     if role not in ("down", "up"):
-        return f"{base}.lora_mid.weight" if role == "mid" else f"{base}.{role}"
-    suffix = fmt.down if role == "down" else fmt.up
-    if suffix.startswith(".lora."):  # diffusers before peft
+        return f"{base}.{suffix(role)}"
+    end = fmt.down if role == "down" else fmt.up
+    if end.startswith(".lora."):  # diffusers before peft
         if base.startswith("text_encoder"):
-            return base + suffix.replace(".lora.", ".lora_linear_layer.")
+            return base + end.replace(".lora.", ".lora_linear_layer.")
         attention = re.search(r"\.(to_[qkv]|to_out)(\.0)?$", base)
         if attention:
-            return f"{base[: attention.start()]}.processor.{attention[1]}_lora{suffix[5:]}"
-    return base + suffix
+            return f"{base[: attention.start()]}.processor.{attention[1]}_lora{end[5:]}"
+    return base + end

@@ -18,7 +18,7 @@ class Names(NamedTuple):
 
     ldm: str
     diffusers: str
-    shape: tuple[int, ...]  # of the weight: [out, in] or [out, in, height, width]
+    shape: tuple[int, ...]  # of the weight: [out, in], [out, in, height, width], or [channels] of a norm
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,13 @@ ARCHITECTURES = (SD15, SD2, SDXL, SSD1B, REFINER)
 
 @cache
 def layers(unet: Architecture) -> tuple[Names, ...]:
-    """Every layer with a matrix or convolution, from the input to the output."""
+    """List every layer with a matrix or convolution, from the input to the output."""
+    return tuple(row for row in all_layers(unet) if len(row.shape) > 1)
+
+
+@cache
+def all_layers(unet: Architecture) -> tuple[Names, ...]:
+    """List every layer with weights, norms too, from the input to the output."""
     time = 4 * unet.width
     found = [
         Names("time_embed.0", "time_embedding.linear_1", (time, unet.width)),
@@ -115,14 +121,17 @@ def layers(unet: Architecture) -> tuple[Names, ...]:
                 last = f"output_blocks.{n}.{2 if depth else 1}.conv"
                 found.append(Names(last, f"{here}.upsamplers.0.conv", (channels, channels, 3, 3)))
             n += 1
+    found.append(Names("out.0", "conv_norm_out", (channels,)))
     found.append(Names("out.2", "conv_out", (unet.channels, channels, 3, 3)))
     return tuple(found)
 
 
 def _resnet(ldm: str, diffusers: str, inner: int, outer: int, time: int) -> list[Names]:
     found = [
+        Names(f"{ldm}.in_layers.0", f"{diffusers}.norm1", (inner,)),
         Names(f"{ldm}.in_layers.2", f"{diffusers}.conv1", (outer, inner, 3, 3)),
         Names(f"{ldm}.emb_layers.1", f"{diffusers}.time_emb_proj", (outer, time)),
+        Names(f"{ldm}.out_layers.0", f"{diffusers}.norm2", (outer,)),
         Names(f"{ldm}.out_layers.3", f"{diffusers}.conv2", (outer, outer, 3, 3)),
     ]
     if inner != outer:
@@ -134,7 +143,7 @@ def _transformer(ldm: str, diffusers: str, channels: int, depth: int, unet: Arch
     if not depth:
         return []
     square = (channels, channels) if unet.linear else (channels, channels, 1, 1)
-    inside = {"proj_in": square}
+    inside: dict[str, tuple[int, ...]] = {"norm": (channels,), "proj_in": square}
     for block in (f"transformer_blocks.{i}" for i in range(depth)):
         for attention, context in (("attn1", channels), ("attn2", unet.context)):
             inside |= {
@@ -145,6 +154,7 @@ def _transformer(ldm: str, diffusers: str, channels: int, depth: int, unet: Arch
             }
         inside[f"{block}.ff.net.0.proj"] = (8 * channels, channels)
         inside[f"{block}.ff.net.2"] = (channels, 4 * channels)
+        inside |= {f"{block}.norm{i}": (channels,) for i in (1, 2, 3)}
     inside["proj_out"] = square
     return [Names(f"{ldm}.{name}", f"{diffusers}.{name}", shape) for name, shape in inside.items()]
 

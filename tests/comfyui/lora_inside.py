@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -167,6 +168,27 @@ def changes(
     return {k.removeprefix("diffusion_model.").removesuffix(".weight"): change(patched, k) for k in keys}
 
 
+def merged(
+    base: str, name: str, weights: dict[str, Tensor], core: bool = False, strength: float = 1.0
+) -> dict[str, Tensor]:
+    """The `weights`, by the host's keys, with the file in them; `core`: by the host's own loader."""
+    import comfy.lora
+    import comfy.sd
+    import comfy.utils
+    import folder_paths
+
+    original = model(base, small=True)
+    if core:
+        tensors = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("loras", name))
+        patched: Any = comfy.sd.load_lora_for_models(original, None, tensors, strength, 0)[0]
+    else:
+        patched = execute(original, name, strength)[0]
+    return {
+        key: comfy.lora.calculate_weight(patches, weights[key].clone(), key)
+        for key, patches in patched.patches.items()
+    }
+
+
 def run(base: str, name: str, strength: float = 1.0, low_vram: bool = False) -> dict[str, Any]:
     """A forward of the small network with the LoRA in it, and what is left when it is out again."""
     original = model(base, small=True)
@@ -235,6 +257,15 @@ def shown(base: str, name: str) -> list[Any]:
         else:
             sys.modules["server"] = true
     return [sent, report]
+
+
+def corpus(which: str) -> dict[str, Any]:
+    """See lora_corpus.py: `corpus`, `converted` or `quantized`."""
+    import folder_paths
+    import lora_corpus
+
+    found = getattr(lora_corpus, which)(execute, Path(folder_paths.get_folder_paths("loras")[-1]))
+    return {**found, **lora_corpus.suffixes()}
 
 
 def info() -> dict[str, Any]:
