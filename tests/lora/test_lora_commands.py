@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from lora_files import adapters, kohya, lora_ab, write
 
 from comfyui_tcd import cli
 from comfyui_tcd.training.formats import convert, open_lora
-from comfyui_tcd.training.known_loras import KNOWN, advice
+from comfyui_tcd.training.known_loras import KNOWN, advice, trailing
+from comfyui_tcd.training.lora_bases import base_models, family
 from comfyui_tcd.training.lora_report import faults, lines, remarks
 from comfyui_tcd.training.unet_layers import SD2, SD15, SDXL, Architecture
 
@@ -34,6 +36,41 @@ NAMES = [
     ("pcm_sd15_smallcfg_16step_converted.safetensors", SD15, 16, 1, 0.0),
     ("pcm_sd15_normalcfg_4step_converted.safetensors", SD15, 4, 7.5, 0.0),
     ("pcm_sdxl_lcmlike_lora_converted.safetensors", SDXL, 4, 1, 1.0),
+    ("hyperSDXL_8steps.safetensors", SDXL, 8, 1, 0.0),
+    ("HyperSD15-4step.safetensors", SD15, 4, 1, 0.0),
+    ("dmd2_sdxl_4step_lora_fp16.safetensors", SDXL, 4, 1, 1.0),
+    ("SDXL/dmd2.safetensors", SDXL, 4, 1, 1.0),
+    ("sdxl_lightning_2step_lora.safetensors", SDXL, 2, 1, 0.0),
+    ("sdxl_lightning_8step_lora.safetensors", SDXL, 8, 1, 0.0),
+    ("sd_xl_turbo_lora_v1.safetensors", SDXL, 4, 1, 1.0),
+    ("sdxl_tdd_lora_weights.safetensors", SDXL, 4, 1.7, 0.2),
+    (f"flash-sdxl/{CARD}", SDXL, 4, 1, 1.0),
+]
+# Attention layers of other models at their real sizes: names by number of the block, blocks, width.
+DITS = {
+    "Flux": ("transformer.single_transformer_blocks.{}.attn.to_q", 38, 3072),
+    "Flux.2": ("diffusion_model.double_blocks.{}.img_attn.proj", 8, 6144),
+    "Qwen-Image": ("transformer_blocks.{}.attn.add_q_proj", 60, 3072),
+    "Wan": ("diffusion_model.blocks.{}.self_attn.q", 40, 5120),
+    "Z-Image": ("diffusion_model.layers.{}.attention.to_q", 30, 3840),
+    "Anima": ("diffusion_model.blocks.{}.self_attn.q_proj", 28, 2048),
+    "LTX-2": ("diffusion_model.transformer_blocks.{}.audio_attn1.to_q", 48, 2048),
+    "SD3": ("transformer.transformer_blocks.{}.attn.to_q", 24, 1536),
+}
+DIT_NAMES = [
+    # file, base, steps, strength, shift, first and last time
+    ("Hyper-FLUX.1-dev-8steps-lora", "Flux", 8, 0.125, None, ()),
+    ("FLUX.1-Turbo-Alpha", "Flux", 8, 1, None, ()),
+    ("FLUX.1-dev_tdd_lora_weights", "Flux", 8, 1, None, ()),
+    ("Flux_2-Turbo-LoRA_comfyui", "Flux.2", 8, 1, None, (1.0, 0.00031)),
+    ("Qwen-Image-Lightning-4steps-V1.0", "Qwen-Image", 4, 1, 3.0, (1.0, 0.5)),
+    ("Qwen-Image-Edit-2509-Lightning-8steps-V1.0-bf16", "Qwen-Image", 8, 1, 3.0, (1.0, 0.3)),
+    ("wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise", "Wan", 4, 1, 5.0, (1.0, 0.625)),
+    ("lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16", "Wan", 4, 1, 5.0, (1.0, 0.625)),
+    ("Z-Image-Fun-Lora-Distill-8-Steps-2602", "Z-Image", 8, 0.8, None, ()),
+    ("anima-turbo-lora-v0.2", "Anima", 8, 1, None, ()),
+    ("ltx-2-19b-distilled-lora-384", "LTX-2", 8, 1, None, (1.0, 0.421875)),
+    ("Hyper-SD3-8steps-CFG-lora", "SD3", 8, 0.125, None, ()),
 ]
 
 
@@ -45,14 +82,56 @@ def test_known_files(tmp_path: Path, name: str, unet: Architecture, steps: int, 
     assert (tip.steps, tip.cfg, tip.gamma) == (steps, cfg, gamma)
 
 
-def test_hyper_for_flux(tmp_path: Path):
-    tensors = {
-        f"transformer.single_transformer_blocks.{i}.attn.to_q.lora_{x}.weight": torch.ones(shape)
-        for i in range(38)
-        for x, shape in (("A", (1, 3072)), ("B", (3072, 1)))
-    }
-    tip = advice(open_lora(write(tmp_path / "Hyper-FLUX.1-dev-8steps-lora.safetensors", tensors)))
-    assert tip is not None and (tip.steps, tip.strength) == (8, 0.125) and "strength 0.125" in str(tip)
+@pytest.mark.parametrize(("name", "base", "steps", "strength", "shift", "ends"), DIT_NAMES)
+def test_known_files_of_other_models(
+    tmp_path: Path,
+    name: str,
+    base: str,
+    steps: int,
+    strength: float,
+    shift: float | None,
+    ends: tuple[float, ...],
+):
+    tip = advice(open_lora(write(tmp_path / f"{name}.safetensors", of_dit(base))))
+    assert tip is not None and (tip.steps, tip.strength, tip.cfg) == (
+        steps,
+        strength,
+        5 if base == "SD3" else 1,
+    )
+    assert tip.shift == shift and (tip.sigmas[:1] + tip.sigmas[-1:]) == pytest.approx(ends)
+    assert not tip.sigmas or len(tip.sigmas) == steps
+
+
+def of_dit(base: str) -> dict[str, torch.Tensor]:
+    key, blocks, width = DITS[base]
+    shapes = (("A", (1, width)), ("B", (width, 1)))
+    return {f"{key.format(i)}.lora_{x}.weight": torch.ones(s) for i in range(blocks) for x, s in shapes}
+
+
+def test_times_are_those_of_diffusers_schedulers(tmp_path: Path):
+    from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    for n in (1, 2, 4, 8):
+        theirs = EulerDiscreteScheduler(timestep_spacing="trailing")
+        theirs.set_timesteps(n)
+        assert list(trailing(n, None)["timesteps"]) == [round(float(t)) for t in theirs.timesteps]
+    # As LightX2V does: evenly spaced, then shifted.
+    flow: Any = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    flow.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    assert trailing(4, 5.0)["sigmas"] == pytest.approx(flow.sigmas[:-1].tolist())
+    assert [1000 * x for x in trailing(4, 5.0)["sigmas"]] == pytest.approx(
+        [1000, 937.5, 833.333, 625], abs=1e-2
+    )
+    tip = advice(open_lora(write(tmp_path / "dmd2.safetensors", kohya(adapters(SDXL, rank=1, every=20)))))
+    assert tip is not None and tip.timesteps == (999, 749, 499, 249) and "999, 749, 499, 249" in str(tip)
+
+
+def test_a_renamed_file_is_known_by_its_metadata(tmp_path: Path):
+    about = {"modelspec.title": "SDXL Lightning 8step LoRA"}
+    tensors = kohya(adapters(SDXL, rank=1, every=20))
+    tip = advice(open_lora(write(tmp_path / "fast.safetensors", tensors, about)))
+    assert tip is not None and (tip.title, tip.steps) == ("SDXL-Lightning", 8) and len(tip.timesteps) == 8
 
 
 @pytest.mark.parametrize(
@@ -63,6 +142,9 @@ def test_hyper_for_flux(tmp_path: Path):
         ("lcm-lora-sdxl.safetensors", SD2),
         ("notcd.safetensors", SDXL),
         ("hyperrealism.safetensors", SDXL),
+        ("hyperdetail_sd_8steps.safetensors", SDXL),
+        ("lightning_bolts.safetensors", SDXL),
+        ("turbocharged.safetensors", SDXL),
     ],
 )
 def test_unknown_files(tmp_path: Path, name: str, unet: Architecture):
@@ -83,9 +165,15 @@ def test_our_trainer_s_metadata_comes_before_the_name(tmp_path: Path, s_range: s
 
 
 def test_every_row_has_a_source_and_possible_settings():
+    families = {kind.family for kind in base_models().values()} | {"Anima", "SDXL", "SD 1.5", "SD 2.x"}
     for row in KNOWN:
         assert row.advice.source and row.bases
         assert 0 <= row.advice.gamma <= 1 <= row.advice.cfg and row.advice.steps >= 1
+        times = row.settings(row.advice.steps)
+        assert not (times.timesteps and times.sigmas)
+        assert len(times.timesteps or times.sigmas or range(row.advice.steps)) == row.advice.steps
+        assert list(times.sigmas) == sorted(times.sigmas, reverse=True)
+        assert {family(name) for name in row.bases} <= families, row.bases
 
 
 def test_a_file_without_a_telling_name(tmp_path: Path):
