@@ -4,8 +4,8 @@ A network becomes a `Predict`, `(x, now, target) -> (x0, eps)`; a time of it is 
 
     levels.py     Level (alpha, sigma); epsilon, v, sample and flow outputs to (x0, eps) and back
     schedules.py  time -> Point and back: discrete (VP or scaled) and flow
-    tcf.py        f(x_t, t -> s) (17): TCF(1) (21), TCF(2) (22), multistep; TCF(S+) (24) is TCF(1) of a
-                  network that looks at `target`
+    tcf.py        f(x_t, t -> s), Eq. 17: TCF(1), Eq. 21; TCF(2), Eq. 22; multistep. TCF(S+), Eq. 24, is
+                  TCF(1) of a network that looks at `target`
     timesteps.py  the origin grid, the official choice of steps, s = floor((1 - gamma) t_next)
     sss.py        strategic stochastic sampling: plan and loop of Algorithm 4; gamma = 1 is Algorithm 3
 

@@ -1,4 +1,4 @@
-"""The trajectory consistency function f(x_t, t, s) -> x_s, Definition (17), in its forms (method.md 2).
+"""The trajectory consistency function f(x_t, t, s) -> x_s, Eq. 17, in its forms (method.md 2).
 
 The teacher's solver step, the student's map and the sampler's denoising sub-step are all these functions.
 They take points [] or [B] (one time per sample), and compute and return at least float32.
@@ -16,7 +16,7 @@ from .levels import Level, Point, combine, rows
 from .schedules import Schedule
 
 Predict = Callable[[Tensor, Point, Point], tuple[Tensor, Tensor]]
-"""`predict(x, now, target) -> (x0, eps)`: one evaluation of a network; only TCF(S+) (24) uses `target`."""
+"""`predict(x, now, target) -> (x0, eps)`: evaluate a network once; only TCF(S+), Eq. 24, uses `target`."""
 
 
 class Denoised(NamedTuple):
@@ -85,6 +85,9 @@ def multistep(
 
 
 def _boundary(x_s: Tensor, x: Tensor, now: Point, down: Point) -> Tensor:
-    """f(x, s, s) = x exactly (27): the x0/eps form gives it to rounding only."""
+    """Put x itself in the place of `x_s` where s = t, so that f(x, s, s) = x exactly (Eq. 27).
+
+    The x0/eps form of `tcf1` gives that to rounding only.
+    """
     same = (now.level.alpha == down.level.alpha) & (now.level.sigma == down.level.sigma)
     return torch.where(rows(same, x), x.to(x_s.dtype), x_s) if same.any() else x_s

@@ -85,7 +85,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class PointMass:
-    """x0 is one known tensor: every f of Definition (17) is exact, and only the noise is left to count."""
+    """x0 is one known tensor: every f of Eq. 17 is exact, and only the noise is left to count."""
 
     x0: Tensor
 

@@ -144,8 +144,9 @@ def solver_step(
 def consistency(
     predict: Predict, x: Tensor, now: Point, down: Point, form: str, schedule: Schedule
 ) -> Tensor:
-    """f(x, t -> s), Eq. 17, in one of its forms: `tcf1` (21), `tcf2` (22), `tcfs` (24: TCF(1) of a network
-    that is told s).
+    """Compute f(x, t -> s), Eq. 17, as `form` says: `tcf1` (Eq. 21), `tcf2` (Eq. 22) or `tcfs` (Eq. 24).
+
+    `tcfs` is TCF(1) of a network that is given s as well; `predict` passes it on.
     """
     if form == "tcf2":
         return tcf2(predict, x, now, down, schedule).x

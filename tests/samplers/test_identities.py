@@ -1,4 +1,4 @@
-"""Algorithm 4 where it equals something else: Algorithm 3, another state, Euler, the ODE (method.md 4, 6)."""
+"""Algorithm 4 where it is something else: Algorithm 3, another state, Euler, the ODE (method.md 4, 6.2)."""
 
 from __future__ import annotations
 

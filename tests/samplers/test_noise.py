@@ -1,4 +1,4 @@
-"""The noise of Algorithm 4: how often it is drawn, how much; for every path (method.md 4, 6.6)."""
+"""The noise of Algorithm 4: how often it is drawn, how much; for every path (method.md 4, 6.5)."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ GAUSSIAN, MIXTURE = Gaussian(), Mixture()
 
 
 def paper_step(eps: Tensor, x: Tensor, now: Level, down: Level) -> Tensor:
-    """The right-hand side of Eq. 21 and 22 as the paper writes it."""
+    """Compute the right-hand side of Eqs. 21 and 22 as the paper writes it."""
     h = down.lam - now.lam
     return down.alpha / now.alpha * x - down.sigma * torch.expm1(h) * eps
 

@@ -1,5 +1,5 @@
-"""The optimum of TCD itself for Gaussian data, in closed form (method.md 6.3), and what telescopes from it
-(6.4).
+"""The optimum of TCD itself for Gaussian data, in closed form, and what telescopes from it
+(method.md 6.3, 6.4).
 
 Teacher and student are scalars: `eps = k_t x` and `eps = a_t x`. A wrong range of s, a wrong w, a missing
 stop-gradient, a time off by one: each gives another optimum.
@@ -29,7 +29,7 @@ from comfyui_tcd.training.objective import (
 from comfyui_tcd.training.pairs import CachedLatents, generator
 from comfyui_tcd.training.shards import write_shard
 
-STD = 0.5  # of the data, as in method.md; without a prompt it is wider
+STD = 0.5  # of the data, as in method.md 5; without a prompt it is wider
 W_MEAN = 0.75
 
 

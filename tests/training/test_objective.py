@@ -184,7 +184,7 @@ def test_a_guided_step_is_linear_in_w_and_a_mixture_of_two_steps():
 
 
 def literal_eq21(eps: Tensor, x: Tensor, now: Level, down: Level) -> Tensor:
-    """Eq. 21 as printed."""
+    """Compute Eq. 21 as the paper prints it."""
     (a_t, s_t), (a_s, s_s) = now.broadcast(x), down.broadcast(x)
     h = (a_s / s_s).log() - (a_t / s_t).log()
     return a_s / a_t * x - s_s * torch.expm1(h) * eps
