@@ -54,6 +54,7 @@ def test_the_version_is_said_once(project: dict[str, Any]):
 
 
 def test_requirements_are_the_dependencies_that_the_host_lacks(project: dict[str, Any]):
+    """Nothing that ComfyUI installs is asked for again, torch above all (B28 of docs/known-defects.md)."""
     lines = (ROOT / "requirements.txt").read_text("utf-8").split("\n")
     required = sorted(line for line in lines if line and not line.startswith("#"))
     dependencies = project["project"]["dependencies"]

@@ -1,6 +1,6 @@
 """TCD_Distill, TCD_Dataset and TCD_SaveLora on tiny models of every kind, as the executor calls them.
 
-B14 to B18 and B24 to B28 are defects of other trainers that are named in the design notes.
+Numbers such as B14 are those of docs/known-defects.md.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def test_distilled_sampled_saved_and_nothing_left_on_the_model(inside: Inside, k
 
 
 def test_the_file_says_what_it_is_and_keeps_alpha(inside: Inside, home: Path):
-    """B24."""
+    """Alpha is in the file: without it ComfyUI applies the LoRA at another strength (B24)."""
     found = inside("distilled", kind="sd3", name="told")
     with safe_open(found["path"], "pt") as file:
         metadata = file.metadata()
@@ -118,7 +118,7 @@ def test_x0_and_eps_are_those_of_the_state(inside: Inside, kind: str):
 
 @pytest.mark.parametrize("kind", VP)
 def test_the_schedule_is_the_models_own(inside: Inside, kind: str):
-    """B15: the zero terminal SNR of a model is kept."""
+    """The zero terminal SNR of a model is kept (B15)."""
     found = inside("schedule", kind=kind)
     assert torch.allclose(found["sigma_hat"], found["host"], rtol=1e-5)
     if kind == "v+zsnr":
@@ -138,7 +138,7 @@ def test_an_error_and_an_interrupt_leave_the_model_alone(inside: Inside, break_a
 
 
 def test_a_stopped_run_goes_on_to_the_weights_of_an_unbroken_one(inside: Inside, home: Path):
-    """B25: with its optimizer, whatever the file's name."""
+    """The optimizer goes on too, and the file may have any name (B25)."""
     whole = inside("distilled", kind="sd3", name="unbroken")
     broken = inside("refused", kind="sd3", name="broken", break_at="interrupt", at=26)
     assert "Interrupt" in broken["error"]

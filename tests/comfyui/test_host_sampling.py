@@ -1,4 +1,7 @@
-"""Everything in ComfyUI that meets a sampler, in real runs whose result is checked."""
+"""Everything in ComfyUI that meets a sampler, in real runs whose result is checked.
+
+Numbers such as B6 are those of docs/known-defects.md.
+"""
 
 from __future__ import annotations
 

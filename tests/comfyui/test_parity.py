@@ -1,4 +1,7 @@
-"""A run inside ComfyUI equals diffusers' TCDScheduler around the same network, with the same noise."""
+"""A run inside ComfyUI equals diffusers' TCDScheduler around the same network, with the same noise.
+
+Numbers such as B1 are those of docs/known-defects.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Names in the host's lists: ours once, others' untouched, in any order of loading."""
+"""Names in the host's lists: ours once, others' untouched, in any order of loading.
+
+B23 is a number of docs/known-defects.md.
+"""
 
 from __future__ import annotations
 

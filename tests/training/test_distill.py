@@ -198,7 +198,7 @@ def test_the_second_shard_is_the_teachers_too(tmp_path: Path):
 
 
 def test_teacher_target_and_student_run_in_this_order_with_no_graph_alive(tmp_path: Path):
-    """The target has the adapter on (B16)."""
+    """The target has the adapter on (B16 of docs/known-defects.md)."""
     config = settings(
         steps=2, batch=2, accumulation=2, target="ema", target_decay=0.5, cache_teacher=False, warmup=0
     )
