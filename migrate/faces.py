@@ -188,6 +188,10 @@ class Faces:
                 if inner is not None and before[id(node)]:
                     lost = self._rewrite(inner, node, before)
                     remarks += [gone(scope.name(node), self.kind(node), name) for name in lost]
+        for (key, _), widgets in self.moved.items():
+            for old, to in widgets.items():
+                if to is not None and to[1] != old and key is not None:
+                    self._label(self.definitions[key], to[0], to[1], old, to[1])
         while (dead := next(self._dead_inputs(), None)) is not None:
             remarks += self._drop(*dead)
         self._follow_in_app(before)
@@ -230,6 +234,23 @@ class Faces:
         ends = self.moved.get((inner.key, shown.innermost or ""), {})
         to = next((x for x in ends.values() if x), None)
         return shown._replace(innermost=str(to[0])) if to else shown
+
+    def _label(self, scope: Scope, node: int, widget: str, old: str, new: str) -> None:
+        """Lets an input that leads to a widget be called as the widget is now, unless the user named it."""
+        target = scope.node(node)
+        slot = next((x for x in (target or {}).get("inputs") or [] if x["name"] == widget), {})
+        link = scope.link(slot.get("link"))
+        if link is None or scope.get(link, "origin_id") != INPUTS:
+            return
+        entry = scope.data["inputs"][scope.get(link, "origin_slot")]
+        if entry["name"] != old or entry.get("label") not in (None, old):
+            return
+        entry["label"] = new
+        for outer, instance in self.instances(scope):
+            for x in instance.get("inputs") or []:
+                if x.get("name") == old and x.get("label") in (None, old):
+                    x["label"] = new
+            self._label(outer, instance["id"], old, old, new)
 
     def _dead_inputs(self) -> Iterator[tuple[Scope, int]]:
         """Inputs of subgraphs that led to a widget and now lead nowhere."""

@@ -107,7 +107,8 @@ def grouped(node: str, kind: str, held: Iterable[str]) -> Remark:
         f"is a group node with {', '.join(held)} inside, and left as it is: which of its inputs and values "
         "belong to which node inside only ComfyUI knows. Open the file there with the other pack installed "
         "(a current ComfyUI makes group nodes into subgraphs as it opens it; in an older one, right-click "
-        "the node and choose Convert to nodes), save it, and run this command again"
+        "the node and choose Convert to nodes), see that the settings inside are right (the page may shift "
+        "those behind a list), save it, and run this command again"
     )
     return Remark(node, kind, text, by_hand=True)
 

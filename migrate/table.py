@@ -36,22 +36,11 @@ OURS: dict[str, Node] = {
         {"MODEL": "MODEL"},
     ),
 }
-OUR_NODES = frozenset(
-    f"TCD_{name}"
-    for name in (
-        *(
-            "CompareGrid",
-            "Dataset",
-            "Distill",
-            "EmbeddedModel",
-            "KSampler",
-            "LoraLoader",
-            "Sampler",
-            "SaveLora",
-        ),
-        *("Scheduler", "Settings"),
-    )
-)
+OUR_NODES = {
+    *("TCD_CompareGrid", "TCD_Dataset", "TCD_DatasetFromLatents", "TCD_Distill", "TCD_EmbeddedModel"),
+    *("TCD_KSampler", "TCD_LoraLoader", "TCD_Sampler", "TCD_SaveLora", "TCD_Scheduler", "TCD_Settings"),
+}
+"""All of them, also those that nothing is replaced by."""
 WIDGET_TYPES = {
     "steps": "INT", "original_steps": "INT", "denoise": "FLOAT", "gamma": "FLOAT", "gamma_end": "FLOAT",
     "order": "COMBO", "end": "COMBO", "noise_device": "COMBO",

@@ -177,6 +177,13 @@ def ui(parts: dict[int, Part]) -> Json:
     }  # fmt: skip
 
 
+ENDS = {
+    "inputNode": {"id": -10, "bounding": [-400, 100, 120, 200]},
+    "outputNode": {"id": -20, "bounding": [4000, 100, 120, 200]},
+}
+"""Where the page draws the inputs and outputs of a subgraph."""
+
+
 def in_subgraph(parts: dict[int, Part], inside: set[int]) -> Json:
     """The same with some nodes in a subgraph, as the frontend saves that."""
     whole = ui(parts)
@@ -185,7 +192,7 @@ def in_subgraph(parts: dict[int, Part], inside: set[int]) -> Json:
     inner: Json = {
         "id": name, "version": 1, "name": "sampling", "revision": 0, "config": {}, "widgets": [],
         "state": {"lastGroupId": 0, "lastNodeId": max(parts), "lastLinkId": 100, "lastRerouteId": 0},
-        "inputs": [], "outputs": [], "groups": [], "links": [],
+        "inputs": [], "outputs": [], "groups": [], "links": [], **ENDS,
         "nodes": [nodes[i] for i in sorted(inside)],
     }  # fmt: skip
     node: Json = {
@@ -267,7 +274,7 @@ def nested(graph: Json, number: int) -> Json:
     outer: Json = {
         "id": key, "version": 1, "name": "outer", "revision": 0, "config": {}, "widgets": [],
         "state": {"lastGroupId": 0, "lastNodeId": number, "lastLinkId": 300, "lastRerouteId": 0},
-        "inputs": [], "outputs": [], "groups": [], "links": [],
+        "inputs": [], "outputs": [], "groups": [], "links": [], **ENDS,
     }  # fmt: skip
     middle = json.loads(json.dumps(instance))
     for slot, entry in enumerate(middle["inputs"]):

@@ -121,6 +121,18 @@ def test_an_input_that_leads_to_a_widget_leads_to_the_new_one():
             )
     assert ends["eta"] == ("TCD_Sampler", "gamma") and ends["steps"] == ("TCD_Scheduler", "steps")
     assert graph["nodes"][-1]["widgets_values"] == [0.7, 9]
+    labels = {x["name"]: x.get("label") for x in inner["inputs"] if x["type"] != "MODEL"}
+    assert labels == {"eta": "gamma", "steps": None}
+    assert [x.get("label") for x in graph["nodes"][-1]["inputs"][1:]] == ["gamma", None]
+
+
+def test_an_input_that_the_user_named_keeps_its_name():
+    graph = in_subgraph(jetthu(), {6})
+    face(graph, 6, "eta", "FLOAT", 0.7)
+    (inner,) = graph["definitions"]["subgraphs"]
+    inner["inputs"][-1]["label"] = graph["nodes"][-1]["inputs"][-1]["label"] = "randomness"
+    migrate(graph)
+    assert inner["inputs"][-1]["label"] == graph["nodes"][-1]["inputs"][-1]["label"] == "randomness"
 
 
 @pytest.mark.parametrize("deep", [False, True])
