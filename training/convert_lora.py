@@ -7,7 +7,13 @@ from pathlib import Path
 
 from .checkpoint import save_tensors
 from .formats import FORMATS, convert, open_lora
+from .lora_layer import by_output
 from .lora_report import key_format
+
+DORA = (
+    "note: this is a DoRA of output channels. peft, LyCORIS and TCD LoRA Loader compute it as it was "
+    "trained; ComfyUI's own LoRA loader divides by the norm of the weight alone, which is some percent off"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,5 +34,7 @@ def run(args: argparse.Namespace) -> int:
     file = open_lora(args.source)
     tensors, metadata = convert(file, args.format)
     save_tensors(args.target, tensors, metadata)
+    if any(by_output(x.tensors["dora_scale"]) for x in file.layers if "dora_scale" in x.tensors):
+        print(DORA)
     print(f"{args.target}: {len(file.layers)} layers, {key_format(file)} -> {FORMATS[args.format].title}")
     return 0

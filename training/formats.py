@@ -140,7 +140,8 @@ def _layer(
         parts["dora_scale"] = parts.pop("magnitude").reshape(-1, *[1] * (ndim - 1))
     if "up_bias" in parts:
         parts["diff_b"] = _folded(parts.pop("up_bias"), scale or 1.0)
-    return Layer(part, name, known, style(prefix, text, name), raw, parts, alpha, tuple(keys.values()))
+    said = scale is not None or alpha is not None
+    return Layer(part, name, known, style(prefix, text, name), raw, parts, alpha, tuple(keys.values()), said)
 
 
 # peft's factors of an embedding are those of its transposed weight.

@@ -25,7 +25,8 @@ class Layer:
     raw: str  # the layer's key in the file, without the suffixes
     tensors: Mapping[str, Tensor]  # by role: down, up, alpha, or what else the file has; shapes as LyCORIS'
     alpha: float | None  # None: the file has none, so the scale is 1
-    keys: tuple[str, ...]  # of its tensors in the file
+    keys: tuple[str, ...] = ()  # of its tensors in the file
+    scaled: bool = False  # whether the file, or the settings beside it, say the scale
 
     @property
     def plain(self) -> bool:
@@ -39,6 +40,12 @@ class Layer:
     @property
     def scale(self) -> float:
         return 1.0 if self.alpha is None or not self.rank else self.alpha / self.rank
+
+    @property
+    def scale_known(self) -> bool:
+        """Tell whether the file or its settings say the scale, or there is none in such an adapter."""
+        factors = any(role == "up" or role.startswith(("hada", "lokr")) for role in self.tensors)
+        return self.scaled or not factors
 
     @property
     def shape(self) -> tuple[int, int] | None:

@@ -75,6 +75,11 @@ def remarks(file: LoraFile) -> list[str]:
         found.append(
             f"the metadata names alpha {said} at rank {ranks}, but no layer has one: it has no effect"
         )
+    if unsaid := [x for x in file.layers if x.style == "peft" and not x.scale_known]:
+        found.append(
+            f"peft keeps alpha in adapter_config.json, which is not beside this file: {len(unsaid)} layers "
+            "are taken with scale 1; if the training had another, put both files into a folder of their own"
+        )
     if advice(file) is None and _looks_published(file):
         found.append(
             "shaped like the published LCM and TCD LoRAs, which share a file name; put lcm or tcd into the "

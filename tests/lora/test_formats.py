@@ -12,6 +12,7 @@ from lora_files import Pairs, adapters, before_peft, every_format, kohya, lora_a
 from torch import Tensor
 
 from comfyui_tcd.training.formats import FORMATS, LoraFile, convert, open_lora
+from comfyui_tcd.training.lora_report import remarks
 from comfyui_tcd.training.unet_layers import REFINER, SD2, SD15, SDXL, SSD1B, Architecture
 
 Write = Callable[..., LoraFile]
@@ -131,6 +132,48 @@ def test_alpha_of_the_config_beside_peft_s_file(tmp_path: Path):
     assert {layer.scale for layer in file.layers} == {4.0}  # 8 / sqrt(4)
     other = open_lora(write(tmp_path / "other.safetensors", tensors))
     assert {layer.alpha for layer in other.layers} == {None}
+
+
+def test_settings_of_the_only_file_in_a_folder_are_its_own(tmp_path: Path):
+    """Users rename `adapter_model.safetensors`; in a folder of many LoRAs, the settings are of nobody."""
+    tensors = lora_ab(adapters(SD15, every=90), "base_model.model.")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8, "r": 4}))
+    path = write(tmp_path / "style.safetensors", tensors)
+    file = open_lora(path)
+    assert {layer.scale for layer in file.layers} == {2.0}
+    assert not any("adapter_config.json" in line for line in remarks(file))
+    write(tmp_path / "another.safetensors", tensors)
+    file = open_lora(path)
+    assert {layer.scale for layer in file.layers} == {1.0}
+    assert any(f"{len(file.layers)} layers are taken with scale 1" in line for line in remarks(file))
+
+
+def test_settings_of_transformers_and_their_text_encoders_count(opened: Write):
+    """diffusers writes them so for Flux and SD3, where the UNet's prefix is another."""
+    layers = {
+        "transformer.transformer_blocks.0.attn.to_q": 4.0,
+        "transformer.transformer_blocks.0.attn.to_k": 0.5,
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1": 1.5,
+        "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q": 1.0,
+    }
+    tensors = {f"{k}.lora_{x}.weight": torch.randn(4, 4) for k in layers for x in "AB"}
+    settings = {
+        "transformer.lora_alpha": 16,
+        "transformer.alpha_pattern": {"^transformer_blocks.0.attn.to_k": 2},
+        "text_encoder.lora_alpha": 6,
+    }
+    file = opened(tensors, lora_adapter_metadata=json.dumps(settings))
+    assert {x.raw: x.scale for x in file.layers} == layers
+    assert [x.part for x in file.layers] == ["te1", "te2", "unet", "unet"]
+
+
+def test_an_embedding_of_peft_is_that_of_the_transposed_weight(opened: Write):
+    """peft's factors: `lora_embedding_A` [rank, tokens], `lora_embedding_B` [width, rank]."""
+    a, b = torch.randn(4, 10), torch.randn(6, 4)
+    base = "base_model.model.text_model.embeddings.token_embedding.lora_embedding_"
+    (layer,) = opened({f"{base}A": a, f"{base}B": b}).layers
+    torch.testing.assert_close(layer.delta(), (b @ a).T)
+    assert layer.shape == (10, 6)
 
 
 def test_alphas_differ_by_layer(opened: Write):

@@ -273,3 +273,18 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "out.safetensors" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["convert", str(source), str(tmp_path / "out.safetensors"), "--format", "other"])
+
+
+@pytest.mark.parametrize(("shape", "told"), [((320, 1), True), ((1, 320), False)])
+def test_a_conversion_of_dora_says_what_the_host_makes_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shape: tuple[int, int], told: bool
+):
+    base = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    tensors = {
+        f"{base}.lora_down.weight": torch.randn(4, 320),
+        f"{base}.lora_up.weight": torch.randn(320, 4),
+        f"{base}.dora_scale": torch.rand(shape),
+    }
+    source = write(tmp_path / "dora.safetensors", tensors)
+    assert cli.main(["convert", str(source), str(tmp_path / "out.safetensors"), "--format", "kohya-ldm"]) == 0
+    assert ("norm of the weight alone" in capsys.readouterr().out) is told

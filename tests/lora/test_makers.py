@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from comfyui_tcd.training.formats import convert, open_lora
 
+# peft, of the biases that it writes itself
+pytestmark = pytest.mark.filterwarnings("ignore:Adapter 'default'")
 KINDS = list(configs())
 BASE = "SD 1.5"
 
@@ -108,3 +111,42 @@ def test_dora_of_inputs_has_no_place_in_peft(tmp_path: Path):
         with pytest.raises(ValueError, match=r"no keys for dora_scale .*choose kohya"):
             convert(file, to)
     assert torch.equal(convert(file, "kohya")[0][f"{base}.dora_scale"], tensors[f"{base}.dora_scale"])
+
+
+@pytest.mark.parametrize("written", ["peft", "diffusers"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_text_encoders(tmp_path: Path, written: str, dora: bool):
+    from diffusers import StableDiffusionPipeline
+    from lora_makers import spread, weights
+    from peft import LoraConfig, get_peft_model
+    from peft.utils import get_peft_model_state_dict
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    small = CLIPTextConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    model = CLIPTextModel(small)
+    spread(model)
+    before = weights(model)
+    config = LoraConfig(
+        r=4, lora_alpha=6, target_modules=["q_proj", "fc1"], init_lora_weights=False, use_dora=dora
+    )
+    peft_model: Any = get_peft_model(model, config)
+    if written == "peft":
+        peft_model.save_pretrained(str(tmp_path))
+        path = tmp_path / "adapter_model.safetensors"
+    else:
+        about = {k: v for k, v in config.to_dict().items() if not isinstance(v, set)}
+        state: Any = get_peft_model_state_dict(peft_model.base_model.model, adapter_name="default")
+        StableDiffusionPipeline.save_lora_weights(
+            tmp_path, text_encoder_lora_layers=state, text_encoder_lora_adapter_metadata=about
+        )
+        path = tmp_path / "pytorch_lora_weights.safetensors"
+    after = weights(peft_model.merge_and_unload())
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    layers = grouped(convert(open_lora(path), "kohya")[0])
+    assert len(layers) == len(changed) == 4
+    for base, parts in layers.items():
+        key = next(k for k in changed if base.endswith(k.removesuffix(".weight").replace(".", "_")))
+        assert base.startswith("lora_te_text_model_encoder_layers_")
+        error = (merged(parts, before[key]) - after[key]).norm()
+        assert error <= 1e-4 * (after[key] - before[key]).norm(), key

@@ -18,6 +18,7 @@ from comfyui_tcd.training.unet_layers import (
     SDXL,
     SSD1B,
     Architecture,
+    all_layers,
     layers,
 )
 
@@ -76,16 +77,17 @@ def test_every_layer_of_diffusers_model_is_listed_with_its_shape(unet: Architect
     there = {
         name: tuple(module.weight.shape)
         for name, module in model(unet).named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm)
     }
-    assert {row.diffusers: row.shape for row in layers(unet)} == there
+    assert {row.diffusers: row.shape for row in all_layers(unet)} == there
+    assert set(layers(unet)) == {row for row in all_layers(unet) if len(there[row.diffusers]) > 1}
 
 
 @pytest.mark.parametrize("unet", **ids([SD15, SD2, SDXL, REFINER]))
 def test_both_names_mean_the_same_layer_as_in_diffusers_converter(unet: Architecture):
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    rows = layers(unet)
+    rows = all_layers(unet)
     ldm = {f"model.diffusion_model.{row.ldm}.weight": torch.tensor(i) for i, row in enumerate(rows)}
     ldm |= {k.replace(".weight", ".bias"): v for k, v in ldm.items()}
     config = {
@@ -108,5 +110,5 @@ def test_size_of_the_published_lcm_loras(unet: Architecture, millions: float):
 
 @pytest.mark.parametrize("unet", **ids(list(ARCHITECTURES)))
 def test_names_stay_apart_without_their_dots(unet: Architecture):
-    names = [name for row in layers(unet) for name in (row.ldm, row.diffusers)]
+    names = [name for row in all_layers(unet) for name in (row.ldm, row.diffusers)]
     assert len({name.replace(".", "_") for name in names}) == len(set(names)) == len(names)
