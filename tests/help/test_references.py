@@ -87,13 +87,18 @@ def defects() -> set[str]:
 def resolve(name: str, beside: Path) -> str | None:
     """Find a path as it stands in a file of the folder `beside`; return it from the root, or None.
 
-    It may begin in that folder, in the root or in any other folder: comments often give a file's name alone.
+    It may begin in that folder or in the root. If its first part is no folder of the root, it may begin in
+    any other folder too: comments often give a file's name alone.
     """
     name = name.rstrip("/")
     near = (ROOT / beside / name).resolve()
     if near.is_relative_to(ROOT) and near.relative_to(ROOT).as_posix() in files():
         return near.relative_to(ROOT).as_posix()
-    return next((f for f in files() if f == name or f.endswith(f"/{name}")), None)
+    if name in files():
+        return name
+    if "/" in name and name.split("/")[0] in files():
+        return None
+    return next((f for f in files() if f.endswith(f"/{name}")), None)
 
 
 @cache
@@ -127,7 +132,7 @@ def broken_paths(text: str, beside: Path) -> Iterator[str]:
         path = resolve(name, beside)
         if path is None:
             yield name
-        elif inside and not names_in(path).issuperset(inside.split(".")):
+        elif inside and path.endswith(".py") and not names_in(path).issuperset(inside.split(".")):
             yield f"{name}:{inside}"
     for name in FOLDER.findall(text):
         if name.split("/")[0] in files() and resolve(name, Path()) is None and not FILE.search(name):
@@ -182,6 +187,7 @@ def test_every_defect_names_a_test():
     [
         ("see `samplers/predictions.py`", "samplers/predictions.py"),
         ("sampler/tcf.py has it", "sampler/tcf.py"),
+        ("samplers/test_tcf.py tests it", "samplers/test_tcf.py"),
         ("as `tfc.py` does", "tfc.py"),
         ("[gone](../gone.md)", "../gone.md"),
         ("see `samplers/tcf.py:tcf3`", "samplers/tcf.py:tcf3"),
@@ -208,7 +214,7 @@ def test_a_made_up_reference_is_found(text: str, wrong: str):
 @pytest.mark.parametrize(
     "text",
     [
-        "`samplers/tcf.py:tcf1`, `levels.py:Level.lam` and `training/`",
+        "`samplers/tcf.py:tcf1`, `levels.py:Level.lam`, docs/gamma.md:figures and `training/`",
         "[a page](../docs/gamma.md#figures), `tests/oracles.py`: as it is there",
         "(method.md 4, 6.2), method.md 1 and 2. 50 steps",
         "Eqs. 21 and 22; Algorithm 4; Eq. 9 of arXiv 2211.01095",
