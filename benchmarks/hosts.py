@@ -212,6 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for host, row in list(wanted(given.comfyui, given.only, results, now)):
         print(f"{version_of(host)}, {row}: ", end="", flush=True)
         cell = measure(host, files_of(row), now, given.minutes)
+        if commit() != now:  # the code changed below it
+            cell = cell._replace(commit="")
         print(f"{cell} in {cell.seconds} s", flush=True)
         failed = failed or bool(cell.failed)
         results = load()  # another run may have written beside this one

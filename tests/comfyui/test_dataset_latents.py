@@ -20,8 +20,8 @@ Inside = Callable[..., Any]
 Graph = dict[str, Any]
 SCALE = 0.18215
 """By which Stable Diffusion 1.5 multiplies the latents of its VAE."""
-OWN_SINCE = (0, 4)
-"""Releases of the host since then may be without its own data set nodes no longer."""
+OWN_SINCE = (0, 8)
+"""No release of the host from this one on may be without data set nodes of its own."""
 PROVIDER = """
 import torch
 
