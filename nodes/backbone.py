@@ -63,6 +63,11 @@ class HostBackbone:
         aside: Aside = nullcontext,
     ) -> None:
         self.patcher, self.model = patcher, patcher.model
+        if hasattr(self.network, "clear_kv_cache"):
+            raise ValueError(
+                f"{type(self.network).__name__} keeps what it computed of a prompt for later calls, which a "
+                "LoRA in training would have changed: this model can be sampled, not distilled"
+            )
         self.latent_shape = tuple(latent_shape)
         self.schedule = schedule_of(patcher.get_model_object("model_sampling"))
         self.flow = isinstance(self.schedule, FlowSchedule)

@@ -30,6 +30,7 @@ from .lora import apply, read, show
 from .progress import Monitor
 from .ready import ready
 from .runs import inside_input, loras_folder, run_folder
+from .sampler import initial
 
 AUTO = "auto"
 KINDS = {"Embedded": "embedded", "SDXL": "sdxl", "SSD1B": "sdxl", "Segmind_Vega": "sdxl"}
@@ -70,11 +71,13 @@ def settings_of(preset: str, model: Any, text: str, **given: Any) -> DistillConf
 
 
 def latent_shape(model: Any, width: int, height: int, latent: Any, dataset: Any) -> tuple[int, ...]:
-    """Of one sample: the data set's, the connected LATENT's, or that of a picture of this size."""
+    """Return the shape `[C, H, W]` or `[C, T, H, W]` of one sample: of the data set, of the connected LATENT
+    as the host's samplers make it fit the model, or of a picture of this size.
+    """
     if dataset is not None:
         return shape_of(dataset, model.get_model_object("latent_format"))
     if latent is not None:
-        return tuple(latent["samples"].shape[1:])
+        return tuple(initial(model, latent, seed=0)[0].shape[1:])
     form = model.get_model_object("latent_format")
     ratio = int(getattr(form, "spacial_downscale_ratio", 8))
     if width % ratio or height % ratio:
@@ -84,7 +87,9 @@ def latent_shape(model: Any, width: int, height: int, latent: Any, dataset: Any)
 
 
 def decoder(form: Any, vae: Any) -> Callable[[Tensor], Tensor]:
-    """uint8 pictures of latents: by the VAE, else by the host's linear guess, or three channels."""
+    """Return what makes uint8 pictures `[B, H, W, 3]` of latents: the VAE, else the linear guess that the
+    host previews with, or three channels.
+    """
 
     def by_vae(latents: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -95,6 +100,8 @@ def decoder(form: Any, vae: Any) -> Callable[[Tensor], Tensor]:
     def by_colours(latents: Tensor) -> Tensor:
         flat = form.process_in(latents).float().cpu()
         flat = flat[:, :, 0] if flat.ndim == 5 else flat
+        # Flux 2's latents hold four pixels in their channels, and the factors are for one
+        flat = (getattr(form, "latent_rgb_factors_reshape", None) or (lambda x: x))(flat)
         factors = form.latent_rgb_factors
         if factors is None:
             rgb = flat[:, :3] / flat[:, :3].abs().amax().clamp(min=1e-6)

@@ -1,0 +1,100 @@
+"""Every class of models that this ComfyUI knows: sampled, distilled, and its LoRA loaded, as a tiny model.
+
+A class that is new in ComfyUI has no recipe in zoo_models.py and fails here until it gets one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comfyui_worker import start
+from zoo_models import RECIPES, REFUSED, UNSERVED
+
+pytestmark = pytest.mark.comfyui
+Inside = Callable[..., Any]
+LENGTHS = "the texts of a batch have to be of one length"
+TRAINED = [name for name in RECIPES if name not in REFUSED]
+UNLIKE = [name for name in TRAINED if len(set(RECIPES[name].encoded)) > 1]
+
+
+@pytest.fixture(scope="module")
+def inside(host: Any, pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Inside]:
+    home = tmp_path_factory.mktemp("zoo")
+    with start(host.path, host.python, pack, home / "log.txt", "zoo_inside.py", home) as call:
+        yield call
+
+
+@pytest.fixture(scope="module")
+def known(inside: Inside) -> list[str]:
+    """Names of the classes of this host."""
+    return inside("classes")
+
+
+@pytest.fixture
+def here(known: list[str], name: str) -> str:
+    if name not in known:
+        pytest.skip("this ComfyUI has no such model")
+    return name
+
+
+def near(a: torch.Tensor, b: torch.Tensor, within: float = 1e-4) -> bool:
+    return float((a - b).abs().max()) <= within * max(1.0, float(b.abs().max()))
+
+
+def test_every_class_of_the_host_is_served_or_says_why_not(known: list[str]):
+    assert len(known) > 40
+    assert [name for name in known if name not in RECIPES and name not in UNSERVED] == []
+    assert not RECIPES.keys() & UNSERVED.keys()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_sampled(inside: Inside, here: str):
+    found = inside("without_noise", name=here)
+    assert torch.isfinite(found["noisy"]).all() and float(found["noisy"].std()) > 0
+    assert not near(found["noisy"], found["ours"])
+    assert near(found["ours"], found["euler"])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_empty_latent_is_of_the_size_that_the_host_samples(inside: Inside, here: str):
+    found = inside("empty", name=here)
+    assert found["ours"] == found["host"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_picture_without_a_vae_is_the_hosts_preview(inside: Inside, here: str):
+    found = inside("preview", name=here)
+    assert found["ours"].shape == found["host"].shape and found["ours"].dtype == torch.uint8
+    assert int((found["ours"].int() - found["host"].int()).abs().max()) <= 1
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_distilled(inside: Inside, here: str):
+    trained(inside("distilled", name=here))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(inside: Inside, here: str):
+    with pytest.raises(RuntimeError, match=f"ValueError: .*{REFUSED[here]}"):
+        inside("distilled", name=here)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.xfail(reason=LENGTHS, strict=True)) for n in UNLIKE],
+)
+def test_distilled_from_prompts_as_they_are_encoded(inside: Inside, here: str):
+    trained(inside("distilled", name=here, encoded=True))
+
+
+def trained(found: dict[str, Any]) -> None:
+    """Nothing is left on the model, something was learnt, and every loader makes the student of the file."""
+    assert found["changed"] == [] and torch.equal(found["plain"], found["again"])
+    assert all(x > 0 for x in found["losses"]) and float(found["image"].std()) > 0
+    assert not torch.equal(found["plain"], found["student"])
+    assert found["patched by core"] == found["layers"] > 10
+    assert near(found["core"], found["student"]) and near(found["ours"], found["student"])
