@@ -19,15 +19,21 @@ import comfy.samplers
 import torch
 from torch import Tensor, nn
 
-from ..samplers import DiscreteSchedule, FlowSchedule, Level, Point, Predict, Schedule, to_x0_eps
-from ..training.backbone import Cond, concat
+from ..samplers import (
+    DiscreteSchedule,
+    FlowSchedule,
+    Level,
+    Point,
+    Predict,
+    Schedule,
+    placed,
+    to_x0_eps,
+)
+from ..training.backbone import Cond
 from .host import _table, trajectory
+from .prompts import CONSTANTS, ROLE, Group, grouped, stack
 from .ready import Aside
 
-ROLE = "uncond"
-"""In a batch of prompts: 1 where the row is the unconditional one, which attention patches want to know.
-On the CPU, so that nothing waits for the device to be told.
-"""
 LOWEST = 1e-4
 """Of a flow model's sigma: at 0 a network says nothing of the noise."""
 PER_PROMPT = ("control", "gligen", "area", "mask", "hooks", "start_percent", "end_percent")
@@ -72,7 +78,7 @@ class HostBackbone:
         self.schedule = schedule_of(patcher.get_model_object("model_sampling"))
         self.flow = isinstance(self.schedule, FlowSchedule)
         self._decode, self._aside = decode, aside
-        self.constants: dict[str, Any] = {}
+        self.constants: list[dict[str, Any]] = []
 
     @property
     def network(self) -> nn.Module:
@@ -83,9 +89,13 @@ class HostBackbone:
         return self.patcher.load_device
 
     def predictor(self, cond: Cond) -> Predict:
-        """One evaluation of every row; raises the host's interrupt, so that a cancel is never a step late."""
-        given = {name: value for name, value in cond.items() if name != ROLE}
-        options = self._options(cond[ROLE])
+        """One evaluation of every row; raises the host's interrupt, so that a cancel is never a step late.
+
+        Prompts of unlike shapes or constants are evaluated one group after the other.
+        """
+        groups = grouped(cond)
+        calls = [self._call(group) for group in groups]
+        order = torch.cat([group.rows for group in groups]).argsort()
 
         def predict(x: Tensor, now: Point, target: Point) -> tuple[Tensor, Tensor]:
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -93,12 +103,29 @@ class HostBackbone:
             alpha, sigma = at.level.broadcast(x)
             # EPS and V models live in x0 + sigma eps: divided by alpha; flow models in our own state.
             state, level = (x, sigma) if self.flow else (x / alpha, sigma / alpha)
-            sigmas = level.flatten().expand(len(x)).float()
-            options["sigmas"], options["sample_sigmas"] = sigmas, sampling_of(sigmas)
-            x0 = self._apply(state.float(), sigmas, options, {**given, **self.constants})
+            state, sigmas = state.float(), level.flatten().expand(len(x)).float()
+            if len(calls) == 1:
+                x0 = calls[0](state, sigmas)
+            else:
+                rows = [placed(group.rows, x.device) for group in groups]
+                parts = [call(state[r], sigmas[r]) for call, r in zip(calls, rows, strict=True)]
+                x0 = torch.cat(parts)[placed(order, x.device)]
             return to_x0_eps("sample", x0, x, at.level)
 
         return predict
+
+    def _call(self, group: Group) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return what evaluates states `[B, ...]` at sigmas `[B]` under prompts of one shape: their x0."""
+        given = dict(group.cond)
+        options = self._options(given.pop(ROLE))
+        if CONSTANTS in given:
+            given = {**given, **self.constants[int(given.pop(CONSTANTS)[0])]}
+
+        def call(state: Tensor, sigmas: Tensor) -> Tensor:
+            options["sigmas"], options["sample_sigmas"] = sigmas, sampling_of(sigmas)
+            return self._apply(state, sigmas, options, given)
+
+        return call
 
     def _apply(self, x: Tensor, sigmas: Tensor, options: dict[str, Any], conds: dict[str, Any]) -> Tensor:
         """The host's own last call of a sampling, with what other nodes put around it."""
@@ -116,9 +143,10 @@ class HostBackbone:
             return self._decode(self.model.process_latent_out(latents.float()))
 
     def encode(self, conditioning: Sequence[Any], uncond: bool = False) -> dict[str, Tensor]:
-        """A batch of prompts from a CONDITIONING (one entry each), encoded as the host does for this model.
+        """Return a batch of prompts from a CONDITIONING (one entry each), encoded as the host does for this
+        model.
 
-        ValueError names what an entry holds that a distillation cannot keep, and entries of unlike shapes.
+        Raises ValueError that names what an entry holds that a distillation cannot keep.
         """
         noise = torch.zeros(1, *self.latent_shape, device=self.device)
         role = "negative" if uncond else "positive"
@@ -134,27 +162,31 @@ class HostBackbone:
             conds = comfy.samplers.encode_model_conds(
                 self.model.extra_conds, conds, noise, self.device, role, latent_image=noise, seed=0
             )
-            rows.append(self._tensors(conds[0]["model_conds"], i))
+            rows.append(self._tensors(conds[0]["model_conds"]))
         for row in rows:
             row[ROLE] = torch.full((1,), float(uncond))
         return stack(rows)
 
-    def _tensors(self, conds: Mapping[str, Any], index: int) -> dict[str, Tensor]:
+    def _tensors(self, conds: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the tensors of one prompt, and the number of its constants."""
         found: dict[str, Tensor] = {}
+        constants: dict[str, Any] = {}
         for name, cond in conds.items():
             value = cond.process_cond(batch_size=1, area=None).cond
             if isinstance(value, Tensor):
                 # Conditionings are made in inference mode: a copy can take part in autograd.
                 found[name] = value.clone().to(self.device)
             elif isinstance(cond, comfy.conds.CONDConstant):
-                if index and self.constants.get(name) != value:
-                    raise ValueError(f"{name} differs from prompt to prompt; it has to be the same for all")
-                self.constants[name] = value
+                constants[name] = value
             else:
                 raise ValueError(
                     f"{name} of this model's conditioning is a {type(value).__name__}, which a distillation "
                     "cannot cut into batches; use a conditioning without it"
                 )
+        if constants:
+            if constants not in self.constants:
+                self.constants.append(constants)
+            found[CONSTANTS] = torch.tensor([self.constants.index(constants)])
         return found
 
     def _seen(self, now: Point) -> Point:
@@ -180,27 +212,3 @@ def sampling_of(sigmas: Tensor) -> Tensor:
     has none. Equal ones are kept, since dropping them would wait for the device.
     """
     return torch.cat([sigmas.sort(descending=True).values, sigmas.new_zeros(1)])
-
-
-def stack(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Prompts one after the other; shorter texts are repeated up to the longest, which changes nothing."""
-    texts = [row["c_crossattn"].shape[1] for row in rows if "c_crossattn" in row]
-    longest = max(texts, default=0)
-    if any(longest % n for n in texts):
-        raise ValueError(
-            f"the prompts' texts are {sorted(set(texts))} tokens long, which cannot be made alike; shorten "
-            "the longest prompts"
-        )
-    evened = [
-        {k: v.repeat(1, longest // v.shape[1], 1) if k == "c_crossattn" else v for k, v in row.items()}
-        for row in rows
-    ]
-    return concat(evened)
-
-
-def alike(*conds: Cond) -> list[dict[str, Tensor]]:
-    """All with texts of one length, so that they fit into one batch."""
-    both = stack([{k: v[i : i + 1] for k, v in c.items()} for c in conds for i in range(len(c[ROLE]))])
-    sizes = [len(c[ROLE]) for c in conds]
-    parts = {k: v.split(sizes) for k, v in both.items()}
-    return [{k: v[i] for k, v in parts.items()} for i in range(len(conds))]

@@ -25,6 +25,7 @@ from ..training.checkpoint import load_tensors, save_tensors, write_text
 from ..training.text import read_text
 from .api import schema
 from .lora import show
+from .prompts import cut, stack
 from .runs import DATASETS, NAME, inside_input
 
 Dataset = io.Custom("TCD_DATASET")
@@ -92,17 +93,20 @@ def pixels(path: Path, width: int, height: int) -> Tensor:
 
 
 def text_tensors(conditioning: Sequence[Any], caption: str) -> dict[str, Tensor]:
-    """What the text encoder made of one caption: `cross_attn`, and the tensors beside it."""
+    """Return what the text encoder made of one caption, each tensor as a batch of one: `cross_attn`, and the
+    tensors beside it.
+    """
     if len(conditioning) != 1:
         raise ValueError(f"the caption {caption[:60]!r} has a schedule of prompts; use plain text")
     cross, extra = conditioning[0]
-    tensors = {k: v for k, v in extra.items() if isinstance(v, Tensor)}
-    return {"cross_attn": cross, **tensors}
+    tensors = {"cross_attn": cross, **{k: v for k, v in extra.items() if isinstance(v, Tensor)}}
+    return {name: value[None].cpu() for name, value in tensors.items()}
 
 
 def conditioning_of(shard: Mapping[str, Tensor], row: int) -> list[Any]:
-    """One caption of a shard as the host's CONDITIONING entry."""
-    extra = {k.removeprefix(TEXT): v[row : row + 1] for k, v in shard.items() if k.startswith(TEXT)}
+    """Return one caption of a shard as the host's CONDITIONING entry."""
+    texts = {k.removeprefix(TEXT): v for k, v in shard.items() if k.startswith(TEXT)}
+    extra = {name: value[0] for name, value in cut(texts, [row]).items()}
     return [extra.pop("cross_attn"), extra]
 
 
@@ -132,7 +136,7 @@ def shape_of(dataset: Mapping[str, Any], form: Any) -> tuple[int, ...]:
 def encode_shard(
     items: Sequence[tuple[Path, str]], vae: Any, clip: Any, size: tuple[int, int], bar: Any
 ) -> Any:
-    """Tensors of one shard; texts of unlike length are repeated to the longest, as the host does."""
+    """Return the tensors of one shard; texts of unlike length are kept as `stack` keeps them."""
     latents: list[Tensor] = []
     texts: list[dict[str, Tensor]] = []
     for path, caption in items:
@@ -140,23 +144,13 @@ def encode_shard(
         texts.append(text_tensors(clip.encode_from_tokens_scheduled(clip.tokenize(caption)), caption))
         bar.update(1)
         comfy.model_management.throw_exception_if_processing_interrupted()
-    kinds = {tuple(sorted(text)) for text in texts}
-    if len(kinds) > 1:
-        raise ValueError(f"the text encoder answers in unlike ways: {sorted(kinds)}; use plain captions")
-    return {"latents": torch.cat(latents)} | {TEXT + k: _stacked([t[k] for t in texts]) for k in texts[0]}
-
-
-def _stacked(tensors: Sequence[Tensor]) -> Tensor:
-    longest = max(t.shape[1] for t in tensors)
-    if any(longest % t.shape[1] for t in tensors):
-        raise ValueError("captions are of unlike length, which cannot be made alike; shorten the longest")
-    rows = [t.repeat(1, longest // t.shape[1], *([1] * (t.ndim - 2))) for t in tensors]
-    return torch.cat(rows).float().cpu()
+    return {"latents": torch.cat(latents)} | {TEXT + k: v for k, v in stack(texts).items()}
 
 
 def encoded(folder: Path, items: list[tuple[Path, str]], vae: Any, clip: Any, size: tuple[int, int]) -> Path:
     """The folder of shards of `items`: made, or found as it was made before."""
     made_from = {
+        "format": 2,  # of the shards
         "vae": fingerprint(vae.first_stage_model if hasattr(vae, "first_stage_model") else vae.model),
         "clip": fingerprint(clip.cond_stage_model),
         "size": list(size),

@@ -24,10 +24,11 @@ from ..training.report import read_log
 from ..training.shards import shard_of, write_shard
 from ..training.text import lines_of, read_prompts
 from .api import schema
-from .backbone import HostBackbone, alike
+from .backbone import HostBackbone
 from .dataset import Dataset, shape_of, shards_of
 from .lora import apply, read, show
 from .progress import Monitor
+from .prompts import alike
 from .ready import ready
 from .runs import inside_input, loras_folder, run_folder
 from .sampler import initial

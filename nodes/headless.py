@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..training.backbone import fingerprint
-from .backbone import HostBackbone, alike
+from .backbone import HostBackbone
 from .distill import KINDS, decoder, encode, latent_shape
+from .prompts import alike
 from .ready import ready
 
 SIDE = 1024
@@ -47,7 +48,7 @@ class Opened:
         self.metadata = {"tcd.teacher": kind, "tcd.teacher_hash": fingerprint(self.backbone.network)}
 
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        """The training prompts first; then the negative one, which was encoded with them to their length."""
+        """Return the training prompts first; then the negative one, which was encoded with them."""
         if self._uncond is not None and prompts == [self.negative]:
             return self._uncond
         cond = self.backbone.encode([self._text(prompt) for prompt in prompts])

@@ -312,7 +312,7 @@ def devices(kind: str) -> dict[str, str]:
     with pack("ready").ready(patcher):
         made = Elsewhere(patcher, (4, 8, 8), lambda x: x)
         conds = made.encode(text(kind, 1, 2)), made.encode(text(kind, 2), uncond=True)
-        return {k: v.device.type for k, v in backbone.alike(*conds)[0].items()}
+        return {k: v.device.type for k, v in pack("prompts").alike(*conds)[0].items()}
 
 
 def rows(kind: str, count: int = 3) -> dict[str, Any]:
@@ -340,8 +340,6 @@ def rows(kind: str, count: int = 3) -> dict[str, Any]:
 
 def guided_like_the_host(kind: str, patched: bool = False) -> dict[str, Tensor]:
     """x0 of one prompt by the bridge, and by the host's own path of a sampling."""
-    import comfy.samplers
-
     patcher = dressed(kind) if patched else base(kind).clone()
     opening = opened(kind, 1, patcher)
     made, cond, _ = next(opening)
@@ -349,13 +347,21 @@ def guided_like_the_host(kind: str, patched: bool = False) -> dict[str, Tensor]:
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         ours = made.predictor(cond)(x, now, now)[0]
-    alpha, sigma = (float(v) for v in now.level)
     opening.close()
-    state_ = x if made.flow else x / alpha
-    level = sigma if made.flow else sigma / alpha
+    return {"ours": ours, "host": by_host(patcher, x, now, made.flow, text(kind, 1), text(kind, 2))}
+
+
+def by_host(
+    patcher: Any, x: Tensor, now: Any, flow: bool, positive: Any, negative: Any, cfg: float = 1.0
+) -> Tensor:
+    """x0 of one state of the paper, as the host's sampling asks for it; with cfg 0 of the negative prompt."""
+    import comfy.samplers
+
+    alpha, sigma = (float(v) for v in now.level)
+    state_, level = (x, sigma) if flow else (x / alpha, sigma / alpha)
     guider = comfy.samplers.CFGGuider(patcher)
-    guider.set_conds(text(kind, 1), text(kind, 2))
-    guider.set_cfg(1.0)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
     seen: dict[str, Tensor] = {}
 
     class Once(comfy.samplers.Sampler):
@@ -364,7 +370,7 @@ def guided_like_the_host(kind: str, patched: bool = False) -> dict[str, Tensor]:
             return state_
 
     guider.sample(torch.zeros_like(x), torch.zeros_like(x), Once(), torch.tensor([level, 0.0]), seed=1)
-    return {"ours": ours, "host": seen["x0"]}
+    return seen["x0"]
 
 
 def told(kind: str) -> dict[str, dict[str, str]]:

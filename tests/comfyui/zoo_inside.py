@@ -15,7 +15,7 @@ import distill_inside
 import distill_standins
 import torch
 import zoo_models
-from distill_inside import SETTINGS, pack, run, state
+from distill_inside import SETTINGS, by_host, pack, run, state, training
 from torch import Tensor
 from zoo_models import RECIPES
 
@@ -104,11 +104,34 @@ def preview(name: str) -> dict[str, Tensor]:
     return {"ours": ours[0], "host": host}
 
 
-def distilled(name: str, encoded: bool = False, **other: Any) -> dict[str, Any]:
-    """A training through the node, and what its LoRA does by every loader.
-
-    Prompts are all as long as the first one, or as long as the encoder makes them.
+def rows(name: str) -> dict[str, Any]:
+    """x0 of a batch of unlike prompts, states and times, with the negative one last, by the bridge while the
+    model is ready to train; and of each row alone by the host's sampling.
     """
+    patcher, lengths = base(name), RECIPES[name].encoded
+    positive, negative = (zoo_models.text(name, s, n) for s, n in ((1, lengths[:3]), (2, lengths[3:])))
+    shape, count = shape_of(name, patcher), len(lengths)
+    x = torch.randn(count, *shape, generator=torch.Generator().manual_seed(3))
+    with pack("ready").ready(patcher):
+        made = pack("backbone").HostBackbone(patcher, shape, lambda x: x)
+        conds = pack("prompts").alike(made.encode(positive), made.encode(negative, uncond=True))
+        cond = training("backbone").concat(conds)
+        times = torch.linspace(0.3, 0.9, count, dtype=torch.float64)
+        times = times if made.flow else (999 * times).round()
+        now = made.schedule.point(times)
+        with torch.no_grad():
+            ours = made.predictor(cond)(x, now, now)[0]
+        calls = len(pack("prompts").grouped(cond))
+    host: list[Tensor] = []
+    for i in range(count):
+        at, cfg = made.schedule.point(times[i : i + 1]), float(i < len(positive))
+        entry = positive[i : i + 1] or positive[:1]
+        host.append(by_host(patcher, x[i : i + 1], at, made.flow, entry, negative, cfg))
+    return {"ours": ours, "host": torch.cat(host), "calls": calls}
+
+
+def distilled(name: str) -> dict[str, Any]:
+    """A training through the node, and what its LoRA does by every loader."""
     import comfy.sd
     import comfy.utils
     import folder_paths
@@ -122,10 +145,10 @@ def distilled(name: str, encoded: bool = False, **other: Any) -> dict[str, Any]:
     side = zoo_models.side(name, patcher.get_model_object("latent_format"))
     inputs = {
         **distill_standins.RUN,
-        "model": patcher, "run_name": f"{name}-{encoded}", "steps": STEPS, "width": side, "height": side,
-        "conditioning": zoo_models.text(name, 1, lengths[:3] if encoded else lengths[:1] * 3),
-        "negative": zoo_models.text(name, 2, lengths[3:] if encoded else lengths[:1]),
-        "settings": SETTINGS.format(steps=STEPS, more=""), **other,
+        "model": patcher, "run_name": name, "steps": STEPS, "width": side, "height": side,
+        "conditioning": zoo_models.text(name, 1, lengths[:3]),
+        "negative": zoo_models.text(name, 2, lengths[3:]),
+        "settings": SETTINGS.format(steps=STEPS, more=""),
     }  # fmt: skip
     model, _, path, image, losses = run("TCD_Distill", **inputs)
     after = state(patcher)

@@ -199,7 +199,7 @@ RECIPES: dict[str, Recipe] = {
             "nerf_final_head_type": "conv", "nerf_embedder_dtype": torch.float32, "use_x0": True,
             "use_sequential_txt_ids": False,
         },
-        pooled=16, encoded=(4, 18, 24, 1), side=32,
+        pooled=16, encoded=(4, 18, 24, 1), side=128,
     ),
     "Lens": Recipe(
         {
