@@ -112,8 +112,8 @@ def rows(name: str) -> dict[str, Any]:
     positive, negative = (zoo_models.text(name, s, n) for s, n in ((1, lengths[:3]), (2, lengths[3:])))
     shape, count = shape_of(name, patcher), len(lengths)
     x = torch.randn(count, *shape, generator=torch.Generator().manual_seed(3))
-    with pack("ready").ready(patcher):
-        made = pack("backbone").HostBackbone(patcher, shape, lambda x: x)
+    with pack("ready").ready(patcher) as (held, *_):
+        made = pack("backbone").HostBackbone(held, shape, lambda x: x)
         conds = pack("prompts").alike(made.encode(positive), made.encode(negative, uncond=True))
         cond = training("backbone").concat(conds)
         times = torch.linspace(0.3, 0.9, count, dtype=torch.float64)
