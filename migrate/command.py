@@ -32,7 +32,13 @@ def run(args: argparse.Namespace) -> int:
     text = _read(args.file)
     data = _parse(args.file, text)
     target = _target(args)
-    remarks = migrate(data)
+    try:
+        remarks = migrate(data)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{args.file} holds a graph that is not as ComfyUI saves or exports it ({error!r}). Nothing was "
+            "written. Open it in ComfyUI, save it, and run this command on what that made"
+        ) from error
     by_hand = sum(remark.by_hand for remark in remarks)
     if data == _parse(args.file, text):
         print(
@@ -59,8 +65,13 @@ def graphs(data: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     """(where, graph) of every graph in a file: itself, or in what the host sends and keeps.
 
     That is the body of a POST to /prompt, with the page's graph in its extra_data, an entry of /history or of
-    /queue, and the texts of a picture as JSON."""
-    if is_ui(data) or is_api(data):
+    /queue, and the texts of a picture as JSON. A saved graph may hold another, such as the last prompt, in
+    its extra; its group nodes, which are there too, are no graphs of their own."""
+    if is_ui(data):
+        yield where, data
+        kept = {k: v for k, v in (data.get("extra") or {}).items() if k != "groupNodes"}
+        yield from graphs(kept, f"{where}.extra" if where else "extra") if kept else ()
+    elif is_api(data):
         yield where, data
     elif isinstance(data, dict | list):
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):

@@ -264,6 +264,25 @@ def test_graphs_within_what_the_host_sends_and_keeps(tmp_path: Path, form: str, 
     assert f"{where[0]}: node 6 (" in shown and f"{where[1]}: node sampling: 6 (" in shown
 
 
+def test_a_prompt_in_the_extra_of_a_saved_graph():
+    graph = grouped("workflow>a", "a", [inner("TCDScheduler", 4)])
+    graph["extra"]["prompt"] = api(licyk("tcd"))
+    remarks = migrate(graph)
+    assert [(r.graph, r.by_hand) for r in remarks] == [("", True), ("extra.prompt", False)]
+    assert graph["extra"]["prompt"]["5"]["inputs"]["sampler_name"] == "tcd_sss"
+
+
+@pytest.mark.parametrize("key", ["id", "type"])
+def test_a_graph_that_is_broken(tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]):
+    graph = ui(ALL["jetthu"])
+    del graph["nodes"][0][key]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(graph), "utf-8")
+    assert cli.main(["migrate-workflow", str(path)]) == 2
+    assert "is not as ComfyUI saves or exports it" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
 def test_a_body_that_holds_nothing_of_tcd(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "a.json"
     graph = api({**BASE, 5: custom((1, 0), (1, 0), (1, 0))})
