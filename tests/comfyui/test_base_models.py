@@ -14,8 +14,8 @@ import torch
 from base_models_inside import MODELS
 from make_base_models import DIFFUSERS, TABLE, Keys, of_diffusers, of_host, rows
 
-from comfyui_tcd.training.formats import Layer
 from comfyui_tcd.training.lora_bases import base_models, base_names, family
+from comfyui_tcd.training.lora_layer import Layer
 
 pytestmark = pytest.mark.comfyui
 SUBSETS = {
@@ -41,7 +41,8 @@ def corpus(host: Any) -> dict[str, Keys]:
 
 def layer(key: str, shape: list[int]) -> Layer:
     factors = torch.empty(1, math.prod(shape[1:]), device="meta"), torch.empty(shape[0], 1, device="meta")
-    return Layer("unet", key, False, "diffusers", key, dict(zip(("down", "up"), factors, strict=True)), None)
+    roles: dict[str, torch.Tensor] = dict(zip(["down", "up"], factors, strict=True))
+    return Layer("unet", key, False, "diffusers", key, roles, None, tuple(f"{key}.{role}" for role in roles))
 
 
 @cache

@@ -99,7 +99,7 @@ def test_it_does_what_core_does_with_the_converted_file(server: Server):
     assert relative(b_ours, a_without) > 1e-2 and relative(b_ours, e_dropped) > 1e-2
     keys = len(load_file(server.output.with_name("models") / "loras/diffusers.safetensors"))
     first, second, *_ = shown["b loader"].split("\n")
-    assert first == "diffusers.safetensors: a variant of SD 1.5, rank 4, alpha none, diffusers keys"
+    assert first == "diffusers.safetensors: a variant of SD 1.5, rank 4, alpha none (scale 1), diffusers keys"
     assert second == f"matched {keys} of {keys} keys, {keys // 2} of {keys // 2} layers"
     assert set(shown) == {"b loader"}
 
