@@ -124,7 +124,7 @@ def test_lycoris_full_differences_and_norms(inside: Inside, loras: Path):
 
 
 def check_lycoris(inside: Inside, loras: Path, kind: str, dora: str) -> None:
-    """Against LyCORIS' documented arithmetic, and the same after a conversion to ldm names."""
+    """Against LyCORIS' documented arithmetic, and the same after a conversion."""
     torch.manual_seed(1)
     before = at_host({k: torch.randn(t.shape) for k, t in network(BASE).state_dict().items()})
     tensors: dict[str, Tensor] = {}
@@ -145,8 +145,8 @@ def check_lycoris(inside: Inside, loras: Path, kind: str, dora: str) -> None:
         if {"b_norm", "diff_b"} & set(parts) and f"{key}.bias" in before:
             expected[f"{key}.bias"] = bias(parts, before[f"{key}.bias"])
     file = write(loras / "lycoris.safetensors", tensors)
-    write(loras / "ldm.safetensors", convert(open_lora(file), "comfyui")[0])
-    for name in ("lycoris.safetensors", "ldm.safetensors"):
+    write(loras / "converted.safetensors", convert(open_lora(file), "kohya")[0])
+    for name in ("lycoris.safetensors", "converted.safetensors"):
         found = inside("merged", base=BASE, name=name, weights=before)
         assert set(found) == set(expected)
         for key, weight in found.items():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from comfyui_tcd.training.formats import FORMATS, LoraFile, convert, open_lora
 from comfyui_tcd.training.lora_report import remarks
-from comfyui_tcd.training.unet_layers import REFINER, SD2, SD15, SDXL, SSD1B, Architecture
+from comfyui_tcd.training.unet_layers import REFINER, SD2, SD15, SDXL, SSD1B, Architecture, all_layers
 
 Write = Callable[..., LoraFile]
 UNETS = {"SD 1.5": SD15, "SD 2.x": SD2, "SDXL": SDXL}
@@ -279,6 +279,23 @@ def test_other_adapters_are_kept_where_the_format_has_them(opened: Write):
     assert set(convert(file, "kohya")[0]) == {*tensors, *extra}
     with pytest.raises(ValueError, match="choose kohya"):
         convert(file, "diffusers")
+
+
+@pytest.mark.parametrize("unet", [SD15, SDXL], ids=lambda unet: unet.name)
+def test_norms_and_biases_go_along(opened: Write, unet: Architecture):
+    tensors = kohya(adapters(unet, every=20))
+    for row in all_layers(unet):
+        if len(row.shape) == 1:
+            base = "lora_unet_" + row.diffusers.replace(".", "_")
+            tensors |= {f"{base}.w_norm": torch.randn(row.shape), f"{base}.b_norm": torch.randn(row.shape)}
+        elif row.diffusers.endswith("conv1"):
+            tensors["lora_unet_" + row.diffusers.replace(".", "_") + ".diff_b"] = torch.randn(row.shape[0])
+    file = opened(tensors)
+    assert file.bases == [unet.name] and file.extra == {}
+    ldm, _ = convert(file, "kohya-ldm")
+    assert "lora_unet_out_0.w_norm" in ldm and "lora_unet_input_blocks_1_0_in_layers_0.b_norm" in ldm
+    back, _ = convert(opened(ldm), "kohya")
+    assert set(back) == set(tensors) and all(torch.equal(back[k], tensors[k]) for k in tensors)
 
 
 def test_the_trainer_s_own_file(tmp_path: Path):
