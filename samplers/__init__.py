@@ -17,7 +17,7 @@ A network becomes a `Predict`, `(x, now, target) -> (x0, eps)`; a time of it is 
 from .levels import PREDICTIONS, Level, Point, compute_dtype, from_x0_eps, placed, rows, to_x0_eps
 from .schedules import DiscreteSchedule, FlowSchedule, Schedule
 from .sss import Callback, Order, Step, noise_to, plan, renoise, sample, through, transition
-from .tcf import Denoised, Predict, first_order, multistep, tcf1, tcf2
+from .tcf import Denoised, Predict, first_order, jump, multistep, tcf1, tcf2
 from .timesteps import custom, flow_sigmas, left, origin, target, timesteps
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "first_order",
     "flow_sigmas",
     "from_x0_eps",
+    "jump",
     "left",
     "multistep",
     "noise_to",

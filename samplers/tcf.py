@@ -39,7 +39,18 @@ def tcf1(x0: Tensor, eps: Tensor, down: Level) -> Tensor:
 def first_order(predict: Predict, x: Tensor, now: Point, down: Point) -> Denoised:
     """f(x, t -> s) by TCF(1), one evaluation: `x [B, C, ...]` at level `now`, the result at level `down`."""
     x0, eps = predict(x, now, down)
-    return Denoised(_boundary(tcf1(x0, eps, down.level), x, now, down), x0, eps)
+    return Denoised(jump((x0, eps), x, now, down), x0, eps)
+
+
+def jump(prediction: tuple[Tensor, Tensor], x: Tensor, now: Point, down: Point) -> Tensor:
+    """Take x from `now` to `down` by TCF(1), Eq. 21, with the `prediction` (x0, eps) that was made of it.
+
+    `x [B, C, ...]` is returned as it is where the two levels are the same: f(x, s, s) = x, Eq. 27, which the
+    form in x0 and eps gives to rounding only.
+    """
+    x_s = tcf1(*prediction, down.level)
+    same = (now.level.alpha == down.level.alpha) & (now.level.sigma == down.level.sigma)
+    return torch.where(rows(same, x), x.to(x_s.dtype), x_s) if same.any() else x_s
 
 
 def tcf2(predict: Predict, x: Tensor, now: Point, down: Point, schedule: Schedule) -> Denoised:
@@ -82,12 +93,3 @@ def multistep(
     alpha_t, sigma_t = now.level.scales(first.x)
     x_s = tcf1(x0, combine(1.0, x, -alpha_t, x0) / sigma_t, down.level)
     return first._replace(x=torch.where(rows(weight != 0, x), x_s, first.x))
-
-
-def _boundary(x_s: Tensor, x: Tensor, now: Point, down: Point) -> Tensor:
-    """Put x itself in the place of `x_s` where s = t, so that f(x, s, s) = x exactly (Eq. 27).
-
-    The x0/eps form of `tcf1` gives that to rounding only.
-    """
-    same = (now.level.alpha == down.level.alpha) & (now.level.sigma == down.level.sigma)
-    return torch.where(rows(same, x), x.to(x_s.dtype), x_s) if same.any() else x_s

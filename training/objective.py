@@ -1,5 +1,6 @@
-"""The objective of Algorithms 1 and 2: which `(t, t', s)`, the teacher's step, the distance. No optimizer, no
-device moves.
+"""The mathematics of Algorithms 1 and 2: which `(t, t', s)`, the teacher's step, the distance.
+
+What is kept from call to call, such as a target network, is in stage.py.
 
 Times are indices into a `TimeGrid` `g_0 < g_1 < ... < g_N` (0, 19, 39, ..., 999 for a 1000-step schedule and
 k = 20):
@@ -14,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..samplers import FlowSchedule, Level, Point, Predict, Schedule, first_order, placed, rows, tcf2
-from .backbone import Backbone, Cond, Prediction, cond_and_uncond, some, take
+from ..samplers import FlowSchedule, Level, Point, Predict, Schedule, first_order, jump, placed, rows, tcf2
+from .backbone import Backbone, Cond, Prediction, cond_and_uncond
 from .config import DistillConfig
 
 
@@ -62,30 +63,44 @@ class TimeGrid:
         )
 
 
-def s_odds(n: int, s_range: str, s_steps: int) -> Tensor:
-    """Probability of `s = g_m` given `t = g_n`: `[N + 1, N + 1]`, rows 1..N sum to 1 and are zero from `m =
-    n` on.
+def _uniform(odds: Tensor, i: int, edge: int) -> None:
+    odds[:i] = 1.0 / i
 
-    uniform: all below (the paper). zero: the origin alone (LCM). phases: the greatest edge of `s_steps` equal
-    segments below t (PCM). near: where a sampler of `s_steps` steps with gamma in [0, 0.3] will ask for: that
-    edge,
-    less up to 30% (TDD).
+
+def _zero(odds: Tensor, i: int, edge: int) -> None:
+    odds[0] = 1.0
+
+
+def _phases(odds: Tensor, i: int, edge: int) -> None:
+    odds[edge] = 1.0
+
+
+def _near(odds: Tensor, i: int, edge: int) -> None:
+    shares = torch.linspace(0.0, 0.3, 301, dtype=torch.float64)
+    index = torch.floor((1.0 - shares) * edge).long()
+    odds += torch.bincount(index, minlength=len(odds)).double() / len(shares)
+
+
+S_RANGES: dict[str, Callable[[Tensor, int, int], None]] = {
+    "uniform": _uniform,  # all times below t (the paper)
+    "zero": _zero,  # the origin alone (LCM)
+    "phases": _phases,  # the greatest edge below t of `s_steps` equal segments (PCM)
+    "near": _near,  # up to 30% below that: what `s_steps` steps with gamma in [0, 0.3] ask for (TDD)
+}
+"""Each fills one row, `odds [N + 1]` of zeros, for `t = g_i`; `edge` is the index of that greatest edge."""
+
+
+def s_odds(n: int, s_range: str, s_steps: int) -> Tensor:
+    """Compute the probability of `s = g_m` given `t = g_n`, `[N + 1, N + 1]`, by a row of `S_RANGES`.
+
+    Rows 1..N sum to 1 and are zero from `m = n` on. ValueError for an unknown range.
     """
+    if s_range not in S_RANGES:
+        raise ValueError(f"s_range {s_range!r} is not one of {', '.join(S_RANGES)}")
     odds = torch.zeros(n + 1, n + 1, dtype=torch.float64)
     for i in range(1, n + 1):
         edge = max(j * n // s_steps for j in range(s_steps) if j * n // s_steps < i)
-        if s_range == "uniform":
-            odds[i, :i] = 1.0 / i
-        elif s_range == "zero":
-            odds[i, 0] = 1.0
-        elif s_range == "phases":
-            odds[i, edge] = 1.0
-        elif s_range == "near":
-            shares = torch.linspace(0.0, 0.3, 301, dtype=torch.float64)
-            index = torch.floor((1.0 - shares) * edge).long()
-            odds[i] = torch.bincount(index, minlength=n + 1).double() / len(shares)
-        else:
-            raise ValueError(f"s_range {s_range!r} is not one of uniform, zero, phases, near")
+        S_RANGES[s_range](odds[i], i, edge)
     return odds
 
 
@@ -146,19 +161,31 @@ def consistency(
 ) -> Tensor:
     """Compute f(x, t -> s), Eq. 17, as `form` says: `tcf1` (Eq. 21), `tcf2` (Eq. 22) or `tcfs` (Eq. 24).
 
-    `tcfs` is TCF(1) of a network that is given s as well; `predict` passes it on.
+    `tcfs` is TCF(1) of a network that is given s as well; `predict` passes it on. ValueError for an
+    unknown form.
     """
     if form == "tcf2":
         return tcf2(predict, x, now, down, schedule).x
+    if form not in ("tcf1", "tcfs"):
+        raise ValueError(f"form {form!r} is not one of tcf1, tcf2, tcfs")
     return first_order(predict, x, now, down).x
 
 
+def _huber(square: Tensor, c: float) -> Tensor:
+    return (square + c**2).sqrt() - c
+
+
+DISTANCES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "huber": _huber,  # pseudo-Huber (LCM)
+    "l2": lambda square, c: square,  # the paper
+}
+"""Each turns squared differences into distances, element by element; c is `huber_c`."""
+
+
 def distance(a: Tensor, b: Tensor, kind: str, huber_c: float) -> Tensor:
-    """d(a, b), averaged over the elements of each sample: `[B, ...] -> [B]`, in float32."""
+    """Compute d(a, b), averaged over the elements of each sample: `[B, ...] -> [B]`, in float32."""
     square = (a.float() - b.float()).square()
-    if kind == "huber":
-        square = (square + huber_c**2).sqrt() - huber_c
-    return square.flatten(1).mean(1)
+    return DISTANCES[kind](square, huber_c).flatten(1).mean(1)
 
 
 def all_s_distance(student: Prediction, target: Prediction, moments: Tensor) -> Tensor:
@@ -174,7 +201,7 @@ def all_s_distance(student: Prediction, target: Prediction, moments: Tensor) -> 
 
 
 class Batch(NamedTuple):
-    """What both algorithms have in hand once the teacher has made its step."""
+    """Inputs of the loss, once the teacher has made its solver step."""
 
     x: Tensor  # x_t, [B, ...]
     x_prev: Tensor  # the teacher's x at t'
@@ -182,79 +209,38 @@ class Batch(NamedTuple):
     cond: Cond
 
     def times(self, grid: TimeGrid) -> tuple[Point, Point, Point]:
-        """t, t' and s of each sample."""
+        """Return t, t' and s of each sample."""
         return grid.at(self.draw.n), grid.at(self.draw.n - 1), grid.at(self.draw.m)
 
 
 def tcd_loss(
     student: Predict, target: Predict, batch: Batch, grid: TimeGrid, config: DistillConfig
 ) -> Tensor:
-    """`d(f_theta(x_t, t -> s), f_theta-(x_t', t' -> s))` of Algorithms 1 and 2, one value a sample: `[B]`.
+    """Compute `d(f_theta(x_t, t -> s), f_theta-(x_t', t' -> s))` of Algorithms 1 and 2: `[B]`.
 
     The target runs first and without gradients, so that nothing else runs while the student's graph is alive.
     """
     now, prev, down = batch.times(grid)
     if config.student == "tcf1":
         with torch.no_grad():
-            aim = target(batch.x_prev, prev, down)
-        return tcf1_loss(student(batch.x, now, down), aim, batch, grid, config)
+            target_pred = target(batch.x_prev, prev, down)
+        return tcf1_loss(student(batch.x, now, down), target_pred, batch, grid, config)
     with torch.no_grad():
-        goal = consistency(target, batch.x_prev, prev, down, config.student, grid.schedule)
-    guess = consistency(student, batch.x, now, down, config.student, grid.schedule)
-    return distance(guess, goal, config.distance, config.huber_c)
+        target_x = consistency(target, batch.x_prev, prev, down, config.student, grid.schedule)
+    student_x = consistency(student, batch.x, now, down, config.student, grid.schedule)
+    return distance(student_x, target_x, config.distance, config.huber_c)
 
 
 def tcf1_loss(
-    said: Prediction, aim: Prediction, batch: Batch, grid: TimeGrid, config: DistillConfig
+    student_pred: Prediction, target_pred: Prediction, batch: Batch, grid: TimeGrid, config: DistillConfig
 ) -> Tensor:
-    """`tcd_loss` of TCF(1), whose network does not see s: from what it says of x_t, and of x_t'. `[B]`."""
-    if config.all_s:
-        return all_s_distance(said, aim, grid.moments[batch.draw.n])
-    now, prev, down = batch.times(grid)
-    guess = first_order(lambda *_: said, batch.x, now, down).x
-    goal = first_order(lambda *_: aim, batch.x_prev, prev, down).x
-    return distance(guess, goal, config.distance, config.huber_c)
+    """Compute `tcd_loss` of TCF(1) from the two predictions (x0, eps), of x_t and of x_t': `[B]`.
 
-
-class Links:
-    """Pairs in a row: the teacher's `x_t'` of one is the `x_t` of the sample before it, so that what the
-    student says of that sample is, with theta-minus = theta and without its gradient, this one's aim.
-
-    One for each optimizer step, as weights are the same within it: the parts that a step is cut into hand on
-    what was said of their last sample.
+    Its network does not see s, so one prediction serves every s.
     """
-
-    def __init__(self) -> None:
-        self.said: Prediction | None = None
-        self.end: int | None = None  # of the part before
-
-    def loss(
-        self,
-        predictor: Callable[[Cond], Predict],
-        batch: Batch,
-        follows: Tensor,
-        start: int,
-        grid: TimeGrid,
-        config: DistillConfig,
-    ) -> Tensor:
-        """`tcd_loss` of TCF(1) for the samples from `start` on, with a target's forward for those alone whose
-        aim nobody says. `follows [B]`, on the CPU: which have the sample before them as their x_t'.
-        """
-        now, prev, down = batch.times(grid)
-        before = self.said if self.end == start else None
-        first = bool(follows[0]) and before is not None
-        alone = torch.cat([torch.tensor([not first]), ~follows[1:]]).nonzero()[:, 0]
-        where, asked = placed(alone, batch.x.device), None
-        if len(alone):
-            with torch.no_grad():
-                predict = predictor(take(batch.cond, alone))
-                asked = predict(batch.x_prev[where], some(prev, alone), some(down, alone))
-        said = predictor(batch.cond)(batch.x, now, down)
-        aim = said[0].detach().roll(1, 0), said[1].detach().roll(1, 0)
-        for i, values in enumerate(aim):
-            if first and before is not None:
-                values[:1] = before[i]
-            if asked is not None:
-                values[where] = asked[i]
-        self.said, self.end = (said[0][-1:].detach(), said[1][-1:].detach()), start + len(batch.x)
-        return tcf1_loss(said, aim, batch, grid, config)
+    if config.all_s:
+        return all_s_distance(student_pred, target_pred, grid.moments[batch.draw.n])
+    now, prev, down = batch.times(grid)
+    student_x = jump(student_pred, batch.x, now, down)
+    target_x = jump(target_pred, batch.x_prev, prev, down)
+    return distance(student_x, target_x, config.distance, config.huber_c)

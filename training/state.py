@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checkpoint import load_tensors, save_tensors, sweep
 from .config import DistillConfig
@@ -63,24 +63,20 @@ def _same_rates(one: DistillConfig, other: DistillConfig, steps: int) -> bool:
 
 
 class State:
-    """All that a resume needs: adapters, averages, optimizer, step, settings. Written whole or not at all."""
+    """All that a resume needs: weights in named `groups` (of the student, its average, what an objective
+    keeps), optimizer, step, settings. Written whole or not at all.
+    """
 
     def __init__(
         self,
         path: Path,
         config: DistillConfig,
-        trained: Mapping[str, nn.Parameter],
-        average: dict[str, Tensor],
-        target: dict[str, Tensor] | None,
+        groups: Mapping[str, Mapping[str, Tensor]],
         optimizer: torch.optim.Optimizer,
         crew: Crew = ALONE,
     ) -> None:
-        self.path, self.config, self.optimizer, self.crew = path, config, optimizer, crew
-        # The storage and not the parameters: an interrupt may find them lent to an average (distill.swapped).
-        student = {k: p.detach() for k, p in trained.items()}
-        self.groups: dict[str, Mapping[str, Tensor]] = {"student": student, "average": average}
-        if target is not None:
-            self.groups["target"] = target
+        self.path, self.config, self.groups = path, config, groups
+        self.optimizer, self.crew = optimizer, crew
 
     def save(self, step: int, best: float | None, best_step: int | None) -> None:
         tensors = {f"{group}/{k}": v for group, named in self.groups.items() for k, v in named.items()}

@@ -243,12 +243,12 @@ def cancelled(phase: str, kind: str, name: str) -> dict[str, Any]:
 
 def moment(phase: str) -> tuple[Any, str, Any]:
     """The function of a run in which Cancel is pressed: its owner, its name, itself."""
-    backbone, distill = pack("backbone").HostBackbone, training("distill")
+    backbone = pack("backbone").HostBackbone
     owner, name = {
         "pairs": (training("pairs").Trajectories, "batch"),
-        "student": (training("objective").Links, "loss"),
+        "student": (training("stage").ChainedTargets, "loss"),
         "backward": (backbone, "_apply"),
-        "validation": (distill, "write_png"),
+        "validation": (training("recorder"), "write_png"),
         "saving": (training("state").State, "save"),
     }[phase]
     return owner, name, getattr(owner, name)

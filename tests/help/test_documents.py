@@ -28,7 +28,7 @@ def test_no_key_is_described_that_is_not_written():
     known |= {f"tcd.{name}" for name in DistillConfig().as_dict()}
     code = "\n".join(path.read_text("utf-8") for path in (ROOT / "nodes").glob("*.py"))
     code += (ROOT / "training" / "about.py").read_text("utf-8")
-    code += (ROOT / "training" / "distill.py").read_text("utf-8")
+    code += (ROOT / "training" / "recorder.py").read_text("utf-8")
     named = re.findall(r"`((?:ss_|modelspec\.|tcd\.)\w+)`", FORMATS)
     assert len(named) > 20
     assert [key for key in named if key not in known and f'"{key}"' not in code] == []

@@ -30,17 +30,19 @@ from tiny import (
 from torch import Tensor
 
 from comfyui_tcd.samplers import Level, Point
-from comfyui_tcd.training import distill as loop
+from comfyui_tcd.training import stage
 from comfyui_tcd.training.backbone import take
 from comfyui_tcd.training.checkpoint import load_tensors
 from comfyui_tcd.training.config import DistillConfig
 from comfyui_tcd.training.distill import BEST, CHECKPOINT, LORA, Student, distill, student_on
 from comfyui_tcd.training.lora import load_lora, merge_lora
-from comfyui_tcd.training.objective import Batch, Links, draw_times, tcd_loss
+from comfyui_tcd.training.objective import Batch, draw_times, tcd_loss
+from comfyui_tcd.training.optimizer import learning_rate
 from comfyui_tcd.training.pairs import CachedLatents, Source, generator
 from comfyui_tcd.training.report import Validation, read_log
 from comfyui_tcd.training.run import estimate, forwards_of, train
 from comfyui_tcd.training.shards import write_shard
+from comfyui_tcd.training.splus import attached
 from comfyui_tcd.training.unet_layers import diffusers_names
 
 
@@ -266,8 +268,8 @@ def test_micro_batches_are_one_batch(tmp_path: Path, form: dict[str, Any]):
         assert mean == pytest.approx(loss, rel=1e-6)
 
 
-class Asked(Links):
-    """Every aim by a forward of the target, as Algorithm 1 is written."""
+class Unchained(stage.ChainedTargets):
+    """Computes every target by a forward of its own, as Algorithm 1 is written."""
 
     def loss(self, predictor: Any, batch: Batch, follows: Tensor, start: int, grid: Any, config: Any):
         predict = predictor(batch.cond)
@@ -281,7 +283,7 @@ def test_the_students_word_on_one_pair_is_the_aim_of_the_next(
 ):
     config = settings(batch=8, trajectories=4, consecutive=length, **ONE, **form)
     linked, loss = gradient(config, tmp_path / "linked")
-    monkeypatch.setattr(loop, "Links", Asked)
+    monkeypatch.setattr(stage, "ChainedTargets", Unchained)
     asked, same = gradient(config, tmp_path / "asked")
     assert (linked - asked).norm() < 1e-5 * asked.norm()  # the teacher's step was made in float32
     assert loss == pytest.approx(same, rel=1e-5)
@@ -346,7 +348,7 @@ def test_a_batch_is_the_mean_of_its_samples(tmp_path: Path):
                 )
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "draw_times", Drawn())
+            patch.setattr(stage, "draw_times", Drawn())
             alone.append(gradient(settings(batch=1, **ONE), tmp_path / str(i), OnlyOne())[0])
     assert (torch.stack(alone).mean(0) - whole).norm() < 1e-6 * whole.norm()
 
@@ -455,7 +457,7 @@ def test_a_stop_while_weights_are_lent_saves_the_students(tmp_path: Path, monkey
         return never_back
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "averaged", lend)
+        patch.setattr(stage, "averaged", lend)
         with pytest.raises(KeyboardInterrupt):
             run(config, tmp_path / "cut", backbone)
     assert step_of(tmp_path / "cut") == 2
@@ -545,7 +547,7 @@ def test_learning_rate_and_log(tmp_path: Path):
     assert [r["lr"] for r in records] == pytest.approx([5e-4, 1e-3, *cosine])
     assert all(math.isfinite(r["loss"]) and r["norm"] > 0 for r in records)
     flat = settings(warmup=0, decay="constant")
-    assert [loop.learning_rate(flat, s) for s in range(6)] == [flat.learning_rate] * 6
+    assert [learning_rate(flat, s) for s in range(6)] == [flat.learning_rate] * 6
 
 
 def test_settings_go_into_the_folder_and_the_lora(tmp_path: Path):
@@ -608,7 +610,7 @@ def test_a_validation_is_of_the_averaged_student_with_its_own_map(tmp_path: Path
     teacher = check.teacher()
     predict = merged.predictor(check.prompts)
     if form == "tcfs":
-        with loop.attached(merged.network, tensors=tensors) as embedding, torch.no_grad():
+        with attached(merged.network, tensors=tensors) as embedding, torch.no_grad():
             students = check.student(embedding.told(predict))
     else:
         with torch.no_grad():

@@ -275,7 +275,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
 def test_the_state_is_saved_as_it_is_while_parameters_are_lent(tmp_path: Path):
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.AdamW([parameter])
-    state = State(tmp_path / CHECKPOINT, settings(), {"a": parameter}, {"a": torch.zeros(2)}, None, optimizer)
+    state = State(tmp_path / CHECKPOINT, settings(), {"student": {"a": parameter.detach()}}, optimizer)
     with torch.no_grad():
         parameter.fill_(2)
     mine, parameter.data = parameter.data, torch.full((2,), 9.0)
