@@ -343,6 +343,30 @@ def quantized(execute: Callable[..., Any], folder: Path) -> dict[str, Any]:
     return {**found, "formats": sorted(found)}
 
 
+def dora_of_parts(execute: Callable[..., Any], folder: Path) -> dict[str, Any]:
+    """DoRA of output channels for the three parts of Flux's fused weight: that weight before and after, and
+    the tensors of each part by its first row. Patches are copied as the host does to prefetch them.
+    """
+    _, model, _, keys = next(found for found in models() if found[0] == "Flux")
+    target = "diffusion_model.double_blocks.0.img_attn.qkv.weight"
+    chosen: dict[int, dict[str, Tensor]] = {}
+    tensors: dict[str, Tensor] = {}
+    for key in keys:
+        weight, part = weight_of(keys[key])
+        if weight == target and part is not None and key.startswith("transformer."):
+            made = adapters(part[2])["dora of outputs"]
+            chosen[part[1]] = made
+            tensors |= {f"{key}{end}": t for end, t in made.items()}
+    path = folder / "parts.safetensors"
+    save_file(tensors, path)
+    patched = execute(model, path.name, 0.5, None)[0]
+    before = torch.randn(model.model.get_parameter(target).shape)
+    prefetched = getattr(comfy.lora, "prefetch_prepared_value", lambda value, *_: value)
+    patches = [(p[0], prefetched(p[1], [0], None, None, False), *p[2:]) for p in patched.patches[target]]
+    after = comfy.lora.calculate_weight(patches, before.clone(), target)
+    return {"before": before, "after": after, "parts": chosen}
+
+
 def corpus(execute: Callable[..., Any], folder: Path) -> dict[str, Any]:
     """Number of files of each model, and what went wrong. In a file, each weight occurs once."""
     path = folder / "corpus.safetensors"

@@ -260,7 +260,7 @@ def shown(base: str, name: str) -> list[Any]:
 
 
 def corpus(which: str) -> dict[str, Any]:
-    """See lora_corpus.py: `corpus`, `converted` or `quantized`."""
+    """See lora_corpus.py: `corpus`, `converted`, `quantized` or `dora_of_parts`."""
     import folder_paths
     import lora_corpus
 

@@ -37,3 +37,17 @@ def test_shapes_are_those_that_the_layer_computes_with(inside: Callable[..., Any
     for name in {"mxfp8", "nvfp4", "float8_e4m3fn"} & set(found["formats"]):
         alike, wider = found[name]
         assert alike is None and "is for [64, 32], the weight is [64, 16]" in wider, name
+
+
+def test_dora_of_the_parts_of_a_fused_weight(inside: Callable[..., Any]):
+    found = inside("corpus", which="dora_of_parts")
+    expected = found["before"].clone()
+    assert len(found["parts"]) == 3
+    for first, parts in found["parts"].items():
+        magnitude, up, down = (parts[f".{k}"] for k in ("dora_scale", "lora_up.weight", "lora_down.weight"))
+        rows = slice(first, first + len(magnitude))
+        whole = expected[rows] + up @ down
+        whole = magnitude * whole / whole.norm(dim=1, keepdim=True)
+        expected[rows] += 0.5 * (whole - expected[rows])  # at strength 0.5
+    change = (expected - found["before"]).norm()
+    assert change > 1 and (found["after"] - expected).norm() <= 1e-4 * change
