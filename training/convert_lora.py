@@ -9,6 +9,7 @@ from .checkpoint import save_tensors
 from .formats import FORMATS, convert, open_lora
 from .lora_layer import by_output
 from .lora_report import key_format
+from .lora_settings import has_settings
 
 DORA = (
     "note: this is a DoRA of output channels. peft, LyCORIS and TCD LoRA Loader compute it as it was "
@@ -31,6 +32,11 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.target.exists() and not args.force:
         raise ValueError(f"{args.target} exists; choose another name, or --force to overwrite it")
+    if not FORMATS[args.format].alpha and has_settings(args.target):
+        raise ValueError(
+            f"{args.target}: the adapter_config.json in its folder would be taken for its settings, and the "
+            "scale, which goes into the weights, would count twice; write it into another folder"
+        )
     file = open_lora(args.source)
     tensors, metadata = convert(file, args.format)
     save_tensors(args.target, tensors, metadata)

@@ -50,9 +50,8 @@ def read_settings(path: Path, metadata: Mapping[str, str]) -> Settings:
     writes. ValueError names the file if they are no JSON object.
     """
     text = metadata.get("lora_adapter_metadata")
-    beside = path.with_name(_CONFIG)
-    if text is None and beside.is_file() and _is_of(path):
-        text = read_text(beside)
+    if text is None and has_settings(path):
+        text = read_text(path.with_name(_CONFIG))
     try:
         values: Any = json.loads(text or "{}")
     except ValueError as error:
@@ -64,6 +63,9 @@ def read_settings(path: Path, metadata: Mapping[str, str]) -> Settings:
     return Settings(values)
 
 
-def _is_of(path: Path) -> bool:
-    """Tell whether the settings in the folder are this file's: peft's own name, or the only file there."""
-    return path.name == "adapter_model.safetensors" or len(list(path.parent.glob("*.safetensors"))) == 1
+def has_settings(path: Path) -> bool:
+    """Tell whether an `adapter_config.json` in the folder is that of the LoRA file `path`, which need not be
+    there yet: it is if the file has peft's own name, or is the only one there.
+    """
+    others = [other for other in path.parent.glob("*.safetensors") if other.name != path.name]
+    return path.with_name(_CONFIG).is_file() and (path.name == "adapter_model.safetensors" or not others)

@@ -288,3 +288,20 @@ def test_a_conversion_of_dora_says_what_the_host_makes_of_it(
     source = write(tmp_path / "dora.safetensors", tensors)
     assert cli.main(["convert", str(source), str(tmp_path / "out.safetensors"), "--format", "kohya-ldm"]) == 0
     assert ("norm of the weight alone" in capsys.readouterr().out) is told
+
+
+def test_a_conversion_beside_settings_that_would_count_again_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 8}')
+    source = write(
+        tmp_path / "adapter_model.safetensors", lora_ab(adapters(SD15, every=60), "base_model.model.")
+    )
+    command = ["convert", str(source), "--force", "--format", "peft"]
+    assert cli.main([*command, str(source)]) == 2
+    assert "adapter_config.json" in capsys.readouterr().err
+    target = tmp_path / "another" / "adapter_model.safetensors"
+    target.parent.mkdir()
+    assert cli.main([*command, str(target)]) == 0
+    scaled = {x.name: x.delta() for x in open_lora(source).layers}
+    assert all(torch.allclose(x.delta(), scaled[x.name]) for x in open_lora(target).layers)
