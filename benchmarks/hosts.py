@@ -37,7 +37,7 @@ CAPABILITIES = {
     "embedded model": ("embedded", "workflow_embedded"),
     "migration": ("migrate_run",),
     "sampling": ("host_sampling", "server", "core_nodes"),
-    "LoRA loader": ("lora_loader", "lora_server", "base_models", "splus_host"),
+    "LoRA loader": ("lora_loader", "lora_server", "lora_base_models", "splus_host"),
     "Compare": ("compare_grid",),
     "data sets": ("dataset_latents",),
     "dynamic VRAM": ("dynamic_vram", "dynamic_served"),

@@ -1,7 +1,7 @@
 """The base model's name: by layers, by metadata, and not at all rather than a wrong one.
 
 The layers come from diffusers' classes at the sizes of the published weights, and from layouts of published
-LoRA files. tests/comfyui/test_base_models.py does the same with ComfyUI's classes.
+LoRA files. tests/comfyui/test_lora_base_models.py does the same with ComfyUI's classes.
 """
 
 from __future__ import annotations
