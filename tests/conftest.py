@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from host_source import HOST
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_HOST = "no ComfyUI found; run: pytest --comfyui=PATH, or set COMFYUI_PATH (and COMFYUI_PYTHON)"
@@ -90,9 +91,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a skip fails, except of tests marked comfyui")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[HOST] = _host_path(config.getoption("--comfyui"))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("comfyui")]
-    if marked and _host_path(config.getoption("--comfyui")) is None:
+    if marked and config.stash[HOST] is None:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=NO_HOST))
 
@@ -100,7 +105,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def host(pytestconfig: pytest.Config) -> Host:
     """For tests marked `comfyui`."""
-    path = _host_path(pytestconfig.getoption("--comfyui"))
+    path = pytestconfig.stash[HOST]
     if path is None:
         pytest.skip(NO_HOST)
     python = _host_python(path)
