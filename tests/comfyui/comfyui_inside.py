@@ -197,7 +197,10 @@ def schedule(kind: str, scheduler: str, steps: int) -> Tensor:
     if scheduler.startswith("AYS "):
         from comfy_extras.nodes_align_your_steps import AlignYourStepsScheduler
 
-        return AlignYourStepsScheduler.execute(scheduler.removeprefix("AYS "), steps, 1.0).args[0]
+        given = scheduler.removeprefix("AYS "), steps, 1.0
+        if not hasattr(AlignYourStepsScheduler, "execute"):  # of the older kind in 0.3.52
+            return AlignYourStepsScheduler().get_sigmas(*given)[0]
+        return AlignYourStepsScheduler.execute(*given).args[0]
     return comfy.samplers.calculate_sigmas(base(kind).get_model_object("model_sampling"), scheduler, steps)
 
 
