@@ -1,7 +1,7 @@
 # Every target makes its own environment in .venv. Relative paths only: the folder's name may hold spaces.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit web reproduce clean distclean
+.PHONY: help demo test quick lint types style unit web reproduce clean distclean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -13,7 +13,8 @@ INSTALL := $(PYTHON) -m pip install --disable-pip-version-check -c constraints.t
 help:
 	@echo "make demo       sample with the bundled model and draw the comparison"
 	@echo "make test       lint, types and every test"
-	@echo "make lint       ruff and basedpyright only"
+	@echo "make quick      lint, types and the tests that do not train"
+	@echo "make lint       ruff and basedpyright only; make types and make style, one of them"
 	@echo "make reproduce  repeat the measurements of the documentation"
 	@echo "make clean      remove builds and caches; make distclean also removes .venv"
 
@@ -26,9 +27,16 @@ reproduce: $(VENV)/installed-demo
 # pytest last: its closing line is the verdict.
 test: lint web unit
 
-lint: $(VENV)/installed-test
+quick: lint web $(VENV)/installed-test
+	$(PYTHON) -m pytest --no-skips -m "not slow and not comfyui" --ignore=tests/training --ignore=tests/embedded
+
+lint: style types
+
+style: $(VENV)/installed-test
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+
+types: $(VENV)/installed-test
 	$(PYTHON) -m basedpyright
 
 web:
