@@ -1,5 +1,5 @@
-"""What kohya's and LyCORIS' keys of a layer mean, as LyCORIS documents it; compared by hand with lycoris-lora
-4.1.3, which the tests do not install. Written without the code under test.
+"""What the keys of kohya and LyCORIS mean for a layer, as LyCORIS documents it. Written without the code
+under test; tests/lora/test_lycoris.py compares it with LyCORIS itself.
 """
 
 from __future__ import annotations

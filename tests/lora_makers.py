@@ -32,7 +32,7 @@ def spread(model: nn.Module) -> None:
 
 def configs() -> dict[str, Any]:
     """peft's configs, by what they make."""
-    from peft import LoHaConfig, LoKrConfig, LoraConfig
+    from peft import AdaLoraConfig, LoHaConfig, LoKrConfig, LoraConfig
 
     def lora(**more: Any) -> Any:
         return LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False, **more)
@@ -52,6 +52,9 @@ def configs() -> dict[str, Any]:
             init_lora_weights=False,
         ),
         "DoRA": lora(lora_alpha=6, use_dora=True),
+        "AdaLoRA": AdaLoraConfig(
+            init_r=4, target_r=2, lora_alpha=10, total_step=10, target_modules=["attn1.to_q", "attn2.to_k"]
+        ),
         "LoHa": LoHaConfig(r=4, alpha=6, **some),
         "LoHa, tucker": LoHaConfig(r=4, alpha=6, use_effective_conv2d=True, **some),
         "LoKr": LoKrConfig(r=2, alpha=3, **some),
@@ -63,7 +66,7 @@ def configs() -> dict[str, Any]:
 
 def made(network: Callable[[], Any], config: Any, folder: Path, written: str = "peft") -> Made:
     """Let peft adapt a network; `written`: by peft, or by diffusers in its own or in kohya's keys."""
-    from peft import get_peft_model
+    from peft import AdaLoraConfig, get_peft_model
     from peft.utils import get_peft_model_state_dict
 
     model = network()
@@ -73,7 +76,7 @@ def made(network: Callable[[], Any], config: Any, folder: Path, written: str = "
     for name, weight in sorted(peft_model.named_parameters()):
         if "magnitude" in name:
             weight.data *= 1 + 0.2 * torch.randn(weight.shape)
-        elif "lora_" in name and name.endswith("bias"):
+        elif "lora_" in name and (name.endswith("bias") or isinstance(config, AdaLoraConfig)):
             weight.data = torch.randn(weight.shape)
     state: Any = get_peft_model_state_dict(peft_model.base_model.model, adapter_name="default")
     state = {k: v.detach().clone() for k, v in state.items()}

@@ -124,6 +124,8 @@ def _layer(
     parts = {role: tensors[text] for role, text in keys.items()}
     for role in _TURNED.keys() & parts.keys():
         parts[_TURNED[role]] = parts.pop(role).T
+    if "singular" in parts and "down" in parts:  # AdaLoRA: B (A * E)
+        parts["down"] = parts["down"] * parts.pop("singular")
     _check_layer(path, name, parts)
     text = keys[min(keys, key=lambda role: (role == "alpha", role not in ("down", "up")))]
     raw = (split(text) or (text, ""))[0]

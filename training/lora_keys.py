@@ -93,6 +93,7 @@ _PEFT_ONLY = (
     (re.compile(r"\.lora_embedding_A(?:\.[^.]+)?$"), "embedding_A"),
     (re.compile(r"\.lora_embedding_B(?:\.[^.]+)?$"), "embedding_B"),
     (re.compile(r"\.lora_B(?:\.[^.]+)?\.bias$"), "up_bias"),
+    (re.compile(r"\.lora_E(?:\.[^.]+)?$"), "singular"),  # AdaLoRA
     (re.compile(r"\.lora_magnitude_vector(?:\.[^.]+)??(?:\.weight)?$"), "magnitude"),
 )
 # Of a layer, too: its scale, and what other adapters (LyCORIS, DoRA) and full differences are made of.

@@ -53,7 +53,7 @@ def test_what_peft_makes(tmp_path: Path, kind: str):
     tensors, _ = convert(file, "kohya")
     check(tensors, maker)
     changed = {k for k in maker.before if not torch.equal(maker.before[k], maker.after[k])}
-    assert len(changed) > 100, "or the maker's own merge does nothing"
+    assert len(changed) >= len(file.layers) > 30, "or the maker's own merge does nothing"
 
 
 @pytest.mark.parametrize("kind", ["LoRA", "LoRA, patterns", "LoRA, rslora", "DoRA"])
