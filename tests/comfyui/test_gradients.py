@@ -45,7 +45,7 @@ def test_every_operator_gets_its_gradient_once(inside: Inside):
 
 def test_the_formula_is_the_slope_of_the_packages(inside: Inside, name: str):
     if name == NONE:
-        assert inside("operators")["here"] == []
+        assert not inside("operators")["here"]
         return
     assert all(inside("finite_differences", name=name))
 
@@ -53,7 +53,7 @@ def test_the_formula_is_the_slope_of_the_packages(inside: Inside, name: str):
 @pytest.mark.parametrize("dtype", list(ROUNDING))
 def test_the_operator_has_the_gradient_of_plain_pytorch(inside: Inside, name: str, dtype: str):
     if name == NONE:
-        assert inside("operators")["given"] == []
+        assert not inside("operators")["given"]
         return
     found = inside("registered", name=name, dtype=dtype)
     assert all(found["forward"]) and found["ours"]
