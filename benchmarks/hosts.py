@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from signal import SIGINT
+from signal import SIGINT, default_int_handler, signal
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,6 +125,9 @@ def measure(host: Path, files: Sequence[Path], tested: str, minutes: float) -> C
     options = ["-q", "-rfEs", "--tb=no", "-p", "no:cacheprovider", f"--comfyui={host.resolve()}"]
     command = [sys.executable, "-m", "pytest", *options, *map(str, files)]
     begin, ended = time.monotonic(), ""
+    # Begun in the background (`&`), a process ignores interrupts and so would all that it starts; some tests
+    # send them.
+    signal(SIGINT, default_int_handler)
     wide = {**os.environ, "COLUMNS": "200"}  # no message is cut off
     with subprocess.Popen(command, cwd=ROOT, env=wide, stdout=subprocess.PIPE, text=True) as process:
         try:
