@@ -143,7 +143,7 @@ def distil(
             raw = torch.cat([latents for latents, _ in shards_of(dataset)])
             latents = patcher.model.process_latent_in(raw)
         held = None if latents is None else shard_of(latents, data[0])
-        check_inputs(folder, inputs_of(teacher, shape, cond, uncond, held))
+        check_inputs(folder, inputs_of(teacher, backbone.schedule, shape, cond, uncond, held))
         if latents is not None:
             shards = [folder / DATA]
             write_shard(folder / DATA, latents, data[0])

@@ -207,7 +207,7 @@ class OutputDoRA(WeightAdapterBase):
             before.clone(), key, 1.0, 1.0, offset, function, intermediate_dtype, original_weight
         )
         scale = comfy.model_management.cast_to_device(magnitude, weight.device, intermediate_dtype)
-        scale = function(scale.reshape(-1, 1)) / merged.flatten(1).norm(dim=1, keepdim=True)
+        scale = function(scale.reshape(-1, 1)) / merged.flatten(1).norm(dim=1, keepdim=True).clamp(min=1e-12)
         merged *= scale.reshape(-1, *[1] * (merged.ndim - 1))
         weight += (strength * (merged - before)).to(weight.dtype)
         return weight

@@ -147,12 +147,31 @@ def whole(model: Any) -> Generator[Any, None, None]:
                 "outside), so it cannot be trained; free memory, or load the model in fp8 (weight_dtype of "
                 "Load Diffusion Model)"
             )
-        yield patcher
+        with unlisted(patcher):
+            yield patcher
     finally:
         if patcher is not model:
             unload(patcher)
             del patcher
             gc.collect()  # modules and their hooks refer to one another
+
+
+@contextmanager
+def unlisted(patcher: Any) -> Generator[None, None, None]:
+    """Take a MODEL off the host's list of loaded models, so that nothing moves it while it is trained.
+
+    To decode a validation image the host makes room for the VAE. It would move this model off the card in the
+    middle of a run, and put other tensors in place of those that are trained. Off the list, it stays, and the
+    VAE gets what memory is left, in tiles if need be.
+    """
+    loaded = comfy.model_management.current_loaded_models
+    ours = [entry for entry in loaded if entry.model is patcher]
+    try:
+        for entry in ours:
+            loaded.remove(entry)
+        yield
+    finally:
+        loaded[:0] = ours
 
 
 def is_dynamic(model: Any) -> bool:
@@ -201,6 +220,7 @@ def unload(patcher: Any) -> None:
 def trainable(module: nn.Module) -> Generator[None, None, None]:
     """Weights that the host made in inference mode as ordinary tensors on the same memory, for a while."""
     swapped: list[tuple[dict[str, Any], str, Tensor]] = []
+    aliases: dict[int, Tensor] = {}
     try:
         for part in module.modules():
             for store in (part._parameters, part._buffers):
@@ -212,11 +232,13 @@ def trainable(module: nn.Module) -> Generator[None, None, None]:
                 tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
             )
             made = nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
-            store[name] = made
+            store[name] = aliases[id(tensor)] = made
         yield
     finally:
         for store, name, tensor in swapped:
-            store[name] = tensor
+            # Whoever put another tensor there since then, the host above all, meant that one to stay.
+            if id(tensor) in aliases and store.get(name) is aliases[id(tensor)]:
+                store[name] = tensor
 
 
 class Overwritable:

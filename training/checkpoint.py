@@ -95,7 +95,9 @@ def load_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[s
     it.
     """
     with opened(path, device) as file:
-        return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        # Copies: a tensor on a mapped file keeps Windows from replacing or removing that file.
+        tensors = {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118
+        return tensors, dict(file.metadata() or {})
 
 
 def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:

@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
     with stoppable(), joined() as crew:
         data = None if shards is None else read_shards(shards)
         teacher, shape = fingerprint(opened.backbone.network), opened.backbone.latent_shape
-        inputs = inputs_of(teacher, shape, prompts, uncond, data)
+        inputs = inputs_of(teacher, opened.backbone.schedule, shape, prompts, uncond, data)
         del data  # the run reads them itself
         # Encoded texts may differ by rounding between unlike cards, the texts themselves may not.
         given = {**inputs, "prompts": texts, "negative": args.negative, "settings": config.as_toml()}

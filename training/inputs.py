@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..samplers import Schedule
 from .backbone import Cond, digest
 from .checkpoint import write_text
 from .distill import CHECKPOINT
+from .objective import TimeGrid
 from .processes import ALONE, Crew
 from .text import read_text
 
@@ -19,18 +21,27 @@ NAMED = {
     "prompts": "other prompts",
     "negative": "another negative prompt",
     "size": "another size",
+    "schedule": "another noise schedule",
     "dataset": "another dataset",
 }
 """What decides a run beside its settings, as a message calls another one."""
 
 
 def inputs_of(
-    teacher: str, latent_shape: Sequence[int], prompts: Cond, uncond: Cond, data: Cond | None = None
+    teacher: str,
+    schedule: Schedule,
+    latent_shape: Sequence[int],
+    prompts: Cond,
+    uncond: Cond,
+    data: Cond | None = None,
 ) -> dict[str, Any]:
-    """Name all that decides a run beside its settings: the `fingerprint` of the teacher, the shape of a
-    sample, the encoded prompts, the encoded negative one, and the tensors of a data set's shards.
+    """Name all that decides a run beside its settings: the `fingerprint` of the teacher, its noise schedule
+    (a shift on the MODEL changes it), the shape of a sample, the encoded prompts, the encoded negative one,
+    and the tensors of a data set's shards.
     """
+    alpha, sigma = TimeGrid.of(schedule, 20, "uniform", 1).points.level
     found = {
+        "schedule": digest({"alpha": alpha, "sigma": sigma}),
         "model": teacher,
         "prompts": digest(prompts),
         "negative": digest(uncond),

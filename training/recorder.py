@@ -71,7 +71,7 @@ class Recorder:
         """Make the validation of the step that a resumed run begins at, if it was cut off."""
         last = self.log.last
         if self.validation_due(self.start) and last.get("step") == self.start and "validation" not in last:
-            self.log.write(**{**last, **self.validate(self.start)})
+            self.log.amend(**self.validate(self.start))
             self.checkpoint.save(self.start, self.best, self.best_step)
 
     def add(self, metrics: Reading, max_lag: int) -> None:

@@ -70,6 +70,12 @@ class Log:
         if keep:
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
+    def amend(self, **more: Any) -> None:
+        """Add to the last record of the run that is resumed."""
+        self.last |= more
+        kept = [*read_log(self.path)[:-1], self.last]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
     def write(self, **record: Any) -> None:
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

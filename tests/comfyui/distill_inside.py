@@ -465,7 +465,8 @@ def inputs_of_the_command(prompts: list[str]) -> Any:
         opened = headless.Opened(model, clip, vae, (16, 16), "")
         conds = opened.encode(prompts), opened.encode([""])
         teacher = training("backbone").fingerprint(opened.backbone.network)
-        return training("inputs").inputs_of(teacher, opened.backbone.latent_shape, *conds)
+        made = opened.backbone
+        return training("inputs").inputs_of(teacher, made.schedule, made.latent_shape, *conds)
     finally:
         atexit.register = real
         for close in closing:
@@ -516,6 +517,39 @@ def with_foreign_layers(kind: str, name: str) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+class Evicting:
+    """A VAE for which the host frees all the memory that it can."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def decode(self, latents: Tensor) -> Tensor:
+        import comfy.model_management as management
+
+        self.calls += 1
+        management.free_memory(1e30, management.get_torch_device())
+        return latents[:, :3].movedim(1, -1).sigmoid()
+
+
+def evicted(kind: str, name: str) -> dict[str, Any]:
+    """A run on a MODEL with other nodes' patches, whose validation images want all the memory."""
+    import comfy.model_management as management
+
+    patcher, vae = dressed(kind), Evicting()
+    plain = sampled(patcher, kind)
+    found = run("TCD_Distill", **given(kind, name, patcher=patcher, vae=vae))
+    listed = [m for m in management.current_loaded_models if m.model is patcher]
+    weights = dict(patcher.model.named_parameters())
+    return {
+        "lora": dict(found[1]),
+        "decoded": vae.calls,
+        "listed": len(listed),
+        "again": sampled(patcher, kind),
+        "plain": plain,
+        "inference": any(w.is_inference() for w in weights.values()),
+    }
 
 
 def own_model(kind: str) -> Any:

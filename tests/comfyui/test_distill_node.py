@@ -354,6 +354,17 @@ def test_an_option_that_spoils_training_is_said(inside: Inside, feature: str):
     assert found["accumulates"] == [True, False, True], "before, within and after the run"
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "flux"])
+def test_a_vae_that_wants_all_the_memory_does_not_move_the_model(inside: Inside, kind: str):
+    found = inside("evicted", kind=kind, name=f"evicted {kind}")
+    calm = inside("distilled", kind=kind, name=f"calm {kind}", patched=True)
+    assert found["decoded"] > 0 and found["listed"] == 1
+    assert torch.equal(found["plain"], found["again"]) and torch.equal(found["plain"], calm["plain"])
+    lora = load_file(calm["path"])
+    assert lora.keys() == found["lora"].keys()
+    assert all(torch.equal(value, found["lora"][name]) for name, value in lora.items())
+
+
 def test_layers_without_a_gradient_are_refused(inside: Inside):
     assert "cublas_ops" in inside("with_foreign_layers", kind="epsilon", name="cublas")
 

@@ -13,6 +13,7 @@ from tiny import prompts, uncond
 
 from comfyui_tcd.cli import main
 from comfyui_tcd.embedded.model import EmbeddedModel
+from comfyui_tcd.samplers import FlowSchedule
 from comfyui_tcd.training.checkpoint import load_tensors, save_tensors
 from comfyui_tcd.training.distill import CHECKPOINT, LORA
 from comfyui_tcd.training.inputs import INPUTS, check_inputs, inputs_of
@@ -23,7 +24,7 @@ DATA = {"latents": torch.ones(2, 4, 4, 4), "cond.context": torch.ones(2, 3, 32)}
 
 
 def made(**changes: Any) -> dict[str, Any]:
-    usual: dict[str, Any] = {"teacher": "a hash", "latent_shape": (4, 4, 4)}
+    usual: dict[str, Any] = {"teacher": "a hash", "latent_shape": (4, 4, 4), "schedule": FlowSchedule(1.0)}
     usual |= {"prompts": prompts(3), "uncond": uncond()}
     return inputs_of(**{**usual, **changes})
 
@@ -36,6 +37,7 @@ def made(**changes: Any) -> dict[str, Any]:
         ({}, {"prompts": prompts(3, seed=5)}, "other prompts"),
         ({}, {"uncond": prompts(1, seed=5)}, "another negative prompt"),
         ({}, {"latent_shape": (4, 4, 8)}, "another size"),
+        ({}, {"schedule": FlowSchedule(6.0)}, "another noise schedule"),
         ({}, {"data": DATA}, "another dataset"),
         ({"data": DATA}, {}, "another dataset"),
         ({"data": DATA}, {"data": {**DATA, "latents": torch.zeros(2, 4, 4, 4)}}, "another dataset"),
