@@ -1,4 +1,4 @@
-"""What of the pack works on which ComfyUI: the tests of each capability on each host, as a table.
+"""Table of what works on which ComfyUI: the tests of each capability on each host.
 
     python benchmarks/hosts.py --comfyui PATH [--comfyui PATH ...] [--only CAPABILITY ...] [--minutes N]
 
@@ -55,14 +55,14 @@ CAPABILITIES = {
 """Rows of the table, quick ones first: test_NAME.py of tests/comfyui. Files of no row are in OTHERS."""
 OTHERS = "others"
 DOCUMENTS = (":!docs", ":!README.md", ":!CHANGELOG.md")
-"""What may change without a cell being measured anew, in git's words."""
+"""Paths, as git takes them, that may change without a cell being measured anew."""
 HEADING = "\n## Results\n"
 GRACE = 120
 """Seconds that pytest has to close a host."""
 
 
 class Cell(NamedTuple):
-    """What pytest counted, and its lines on the tests that failed or were skipped."""
+    """Counts of a pytest run, and its lines on the tests that failed or were skipped."""
 
     commit: str
     passed: int
@@ -79,7 +79,7 @@ class Cell(NamedTuple):
 
 
 Results = dict[str, dict[str, Cell]]
-"""By version of the host, by capability."""
+"""Cells by version of the host, then by capability."""
 
 
 def version_of(host: Path) -> str:

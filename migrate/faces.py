@@ -216,7 +216,7 @@ class Faces:
         return names
 
     def _target(self, scope: Scope, shown: Shown, before: dict[int, list[list[Any]]]) -> Shown | None:
-        """What names a widget inside a canvas now; None if the widget is gone."""
+        """Return what names a widget inside a canvas now; None if the widget is gone."""
         moved = self.moved.get((scope.key, shown.node))
         if moved is not None:
             to = moved.get(shown.widget)

@@ -119,7 +119,7 @@ def speaks(kind: str) -> bool:
 
 
 def stranger(kind: str) -> bool:
-    """Whether it may be a TCD node of yet another pack."""
+    """Tell whether it may be a TCD node of yet another pack."""
     return TCD.search(kind) is not None and kind not in RULES and kind not in OUR_NODES
 
 

@@ -53,7 +53,7 @@ def pass_by_api(graph: dict[str, dict[str, Any]], node: str) -> list[Remark]:
 
 
 def _for_these_alone(graph: dict[str, dict[str, Any]], output: list[Any]) -> bool:
-    """Whether all that takes a model is replaced by this command, or passes it on to such nodes."""
+    """Tell whether all that takes a model is replaced here, or passes it on to such nodes."""
     for node, entry in graph.items():
         if any(x == output for x in entry["inputs"].values()) and not (
             _replaces(entry["class_type"])

@@ -11,7 +11,7 @@ INPUTS, OUTPUTS = -10, -20
 """The ids by which links inside a subgraph call its own inputs and outputs."""
 FIELDS = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 GAP, WIDTH, HEIGHT = 40, 270, 170
-"""Of new nodes, in pixels."""
+"""Size of new nodes, in pixels."""
 
 Entry = dict[str, Any]
 
